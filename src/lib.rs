@@ -1,0 +1,35 @@
+//! A containerd runtime v2 shim: it stands between containerd and an OCI runtime
+//! (runc, crun, youki) for as long as a container or pod lives.
+//!
+//! The server is one thread: a current-thread tokio runtime with a `LocalSet`,
+//! `Rc`/`RefCell` state, no lock. Modules, in the order in which data meets them:
+
+pub mod error;
+pub mod sys;
+
+pub mod cli;
+pub mod proto;
+
+pub mod bundle;
+pub mod log;
+pub mod options;
+
+pub mod bootstrap;
+pub mod cleanup;
+pub mod info;
+
+pub mod daemon;
+pub mod ttrpc;
+
+pub mod service;
+pub mod task;
+
+pub mod reaper;
+pub mod runtime;
+pub mod stdio;
+
+pub mod events;
+
+pub mod cgroup;
+pub mod mount;
+pub mod oom;

@@ -1,0 +1,9 @@
+//! The only `unsafe` code: system calls that neither `std` nor `nix` wraps as we
+//! need them. Functions return `io::Result` and owned descriptors.
+#![allow(unsafe_code)]
+
+pub mod fd;
+pub mod mount;
+pub mod process;
+pub mod signal;
+pub mod tty;

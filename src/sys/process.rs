@@ -1,0 +1,146 @@
+//! Processes: descriptors for them, and what a child must do before it execs.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// A descriptor for process `pid` (`pidfd_open(2)`): it never means another
+/// process, whatever becomes of the number.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sends `signal` to the process behind `pidfd` (`pidfd_send_signal(2)`).
+/// `ESRCH` when it has been reaped.
+pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo means "as kill(2) would"; the descriptor is open.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Creates a core-scheduling cookie for the caller's process group
+/// (`prctl(PR_SCHED_CORE)`); children inherit it.
+pub fn create_sched_core() -> io::Result<()> {
+    const PIDTYPE_PGID: libc::c_ulong = 2;
+    // SAFETY: all arguments are integers; the last, an address to store a cookie
+    // to, must be null for CREATE.
+    let rc = unsafe {
+        libc::prctl(
+            libc::PR_SCHED_CORE,
+            libc::PR_SCHED_CORE_CREATE as libc::c_ulong,
+            0 as libc::c_ulong,
+            PIDTYPE_PGID,
+            0 as libc::c_ulong,
+        )
+    };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Makes the command's process die (`SIGKILL`) when the thread that spawned it does.
+pub fn die_with_parent(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec and makes one
+    // async-signal-safe system call; it touches no memory of the parent.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Most descriptors that [`pass_fds`] hands to one child.
+pub const MAX_PASSED_FDS: usize = 4;
+
+/// Gives the command's process `fds` as descriptors 3, 4, …, in this order.
+/// Everything else of ours is `CLOEXEC` and stays here.
+///
+/// # Panics
+/// When there are more than [`MAX_PASSED_FDS`].
+pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
+    assert!(
+        fds.len() <= MAX_PASSED_FDS,
+        "{} descriptors to pass",
+        fds.len()
+    );
+    // `spawn` reports a failed exec through a descriptor that it takes at the
+    // lowest free number. These copies occupy the targets until then.
+    let held = fds
+        .iter()
+        .map(|fd| super::fd::duplicate_above(fd.as_fd(), 3))
+        .collect::<io::Result<Vec<_>>>()?;
+    // SAFETY: the closure runs between fork and exec, allocates nothing and makes
+    // only async-signal-safe system calls on descriptors that it owns.
+    unsafe {
+        command.pre_exec(move || {
+            let count = held.len();
+            let mut moved = [-1; MAX_PASSED_FDS];
+            for (slot, fd) in moved.iter_mut().zip(&fds) {
+                // A source may have the number of a target: out of the way first.
+                *slot = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3 + count as i32);
+                if *slot < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            for (i, fd) in moved[..count].iter().enumerate() {
+                if libc::dup2(*fd, 3 + i as i32) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+/// Reaps one ended child: its pid and its exit code, or 128 + the number of the
+/// signal that killed it, real-time signals included. `None` when no child has
+/// ended; `ECHILD` when there is no child at all.
+pub fn reap_any() -> io::Result<Option<(i32, u32)>> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for one int; the call stores nothing else.
+    match unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } {
+        0 => Ok(None),
+        pid if pid > 0 => {
+            let status = if libc::WIFSIGNALED(status) {
+                128 + libc::WTERMSIG(status)
+            } else {
+                libc::WEXITSTATUS(status)
+            };
+            Ok(Some((pid, status as u32)))
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether `pid` is a child of ours that has not been reaped, alive or not.
+pub fn is_child(pid: i32) -> bool {
+    // SAFETY: an all-zero siginfo_t is valid, and the call fills only that.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) == 0
+    }
+}

@@ -1,0 +1,1 @@
+//! stub: filled by whoever first needs it, else deleted

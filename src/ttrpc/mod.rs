@@ -1,0 +1,4 @@
+//! stub
+pub mod client;
+pub mod frame;
+pub mod server;

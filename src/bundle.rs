@@ -81,3 +81,9 @@ impl Bundle {
         todo!()
     }
 }
+impl Bundle {
+    /// Makes `rootfs` (0711); it may be there.
+    pub fn make_rootfs(&self) -> Result<()> {
+        todo!()
+    }
+}

@@ -192,7 +192,7 @@ mod tests {
         let row = |state: State| {
             let cells = ops.iter().map(|op| cell(state, step(state, *op)));
             let cells = cells.map(|cell| format!("{cell:<8}")).collect::<String>();
-            format!("{state:<8?} {}\n", cells.trim_end())
+            format!("{:<8} {}\n", format!("{state:?}"), cells.trim_end())
         };
         STATES.map(row).concat()
     }

@@ -2,17 +2,10 @@
 //! (runc, crun, youki) for as long as a container or pod lives.
 //!
 //! The server is one thread: a current-thread tokio runtime with a `LocalSet`,
-//! `Rc`/`RefCell` state, no lock. Modules, in the order in which data meets them:
-
-pub mod error;
-pub mod sys;
+//! `Rc`/`RefCell` state, no lock. `ARCHITECTURE.md` holds the invariants and who may
+//! import whom. Modules, in the order in which a request meets them:
 
 pub mod cli;
-pub mod proto;
-
-pub mod bundle;
-pub mod log;
-pub mod options;
 
 pub mod bootstrap;
 pub mod cleanup;
@@ -24,12 +17,21 @@ pub mod ttrpc;
 pub mod service;
 pub mod task;
 
-pub mod reaper;
 pub mod runtime;
 pub mod stdio;
+
+pub mod reaper;
 
 pub mod events;
 
 pub mod cgroup;
 pub mod mount;
 pub mod oom;
+
+pub mod bundle;
+pub mod options;
+
+pub mod error;
+pub mod log;
+pub mod proto;
+pub mod sys;

@@ -87,3 +87,10 @@ impl Bundle {
         todo!()
     }
 }
+
+impl Bundle {
+    /// Where CRIU works unless told otherwise.
+    pub fn work(&self) -> PathBuf {
+        self.0.join("work")
+    }
+}

@@ -37,6 +37,43 @@ pub struct Runtime {
     sequence: Cell<u64>,
 }
 
+/// A checkpoint to make; the options are CRIU's.
+#[derive(Debug, Clone, Default)]
+pub struct Checkpoint {
+    /// Where the image goes.
+    pub image_path: String,
+    /// Where CRIU works and logs.
+    pub work_path: PathBuf,
+    /// An earlier image that this one builds on; empty: none.
+    pub parent_path: String,
+    /// End the container afterwards.
+    pub exit: bool,
+    /// Keep established TCP connections.
+    pub open_tcp: bool,
+    /// Keep sockets to processes outside.
+    pub external_unix_sockets: bool,
+    /// The container has a terminal.
+    pub terminal: bool,
+    /// Keep file locks.
+    pub file_locks: bool,
+    /// Namespaces to restore empty.
+    pub empty_namespaces: Vec<String>,
+    /// `soft`, `full`, `strict`, `ignore`; empty: CRIU's default.
+    pub cgroups_mode: String,
+}
+
+/// A checkpoint to go on from.
+pub struct Restore<'a> {
+    /// Where the image is.
+    pub image_path: &'a str,
+    /// Where CRIU works and logs.
+    pub work_path: &'a Path,
+    /// The image that this one builds on; empty: none.
+    pub parent_path: &'a str,
+    /// Where the pid is to be written.
+    pub pid_file: &'a Path,
+}
+
 /// Which process of a container a signal is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
@@ -95,6 +132,61 @@ impl Runtime {
         self.simple("start", id)
             .await
             .map_err(failed("OCI runtime start failed"))
+    }
+
+    /// Makes container `id` from a checkpoint's image and lets it run on.
+    pub async fn restore(&self, id: &str, restore: &Restore<'_>, io: &mut Opened) -> Result<()> {
+        let mut call = self.call("restore");
+        call.arg("--image-path").arg(restore.image_path);
+        call.arg("--work-path").arg(restore.work_path);
+        if !restore.parent_path.is_empty() {
+            call.arg("--parent-path").arg(restore.parent_path);
+        }
+        call.arg("--detach").arg("--pid-file").arg(restore.pid_file);
+        call.console(io);
+        if self.no_pivot_root {
+            call.arg("--no-pivot");
+        }
+        call.arg("--no-subreaper")
+            .arg("--bundle")
+            .arg(&self.bundle)
+            .arg(id);
+        call.run_with(io)
+            .await
+            .map_err(failed("OCI runtime restore failed"))
+    }
+
+    /// Writes the state of container `id` to an image.
+    pub async fn checkpoint(&self, id: &str, checkpoint: &Checkpoint) -> Result<()> {
+        let mut call = self.call("checkpoint");
+        call.arg("--image-path").arg(&checkpoint.image_path);
+        call.arg("--work-path").arg(&checkpoint.work_path);
+        if !checkpoint.parent_path.is_empty() {
+            call.arg("--parent-path").arg(&checkpoint.parent_path);
+        }
+        for (set, flag) in [
+            (checkpoint.open_tcp, "--tcp-established"),
+            (checkpoint.external_unix_sockets, "--ext-unix-sk"),
+            (checkpoint.terminal, "--shell-job"),
+            (checkpoint.file_locks, "--file-locks"),
+            (!checkpoint.exit, "--leave-running"),
+        ] {
+            if set {
+                call.arg(flag);
+            }
+        }
+        for namespace in &checkpoint.empty_namespaces {
+            call.arg("--empty-ns").arg(namespace);
+        }
+        if !checkpoint.cgroups_mode.is_empty() {
+            call.arg("--manage-cgroups-mode")
+                .arg(&checkpoint.cgroups_mode);
+        }
+        call.arg(id);
+        call.run()
+            .await
+            .map(drop)
+            .map_err(failed("OCI runtime checkpoint failed"))
     }
 
     /// Starts a process in container `id` from `spec`, an OCI process as JSON, and

@@ -67,7 +67,7 @@ impl Service {
             "Pids" => now(payload, |r| self.pids(r)),
             "Pause" => spawned(payload, |r| self.pause(r)).await,
             "Resume" => spawned(payload, |r| self.resume(r)).await,
-            "Checkpoint" => now(payload, |r| self.checkpoint(r)),
+            "Checkpoint" => spawned(payload, |r| self.checkpoint(r)).await,
             "Kill" => spawned(payload, |r| self.kill(r)).await,
             "Exec" => now(payload, |r| self.exec(r)),
             "ResizePty" => now(payload, |r| self.resize_pty(r)),
@@ -143,11 +143,10 @@ impl Service {
             .map(|()| Empty::new())
     }
 
-    fn checkpoint(&self, request: task::CheckpointTaskRequest) -> Result<Empty> {
-        self.tasks
-            .find(&request.id)?
-            .checkpoint()
-            .map(|()| Empty::new())
+    async fn checkpoint(self: Rc<Self>, request: task::CheckpointTaskRequest) -> Result<Empty> {
+        let container = self.tasks.find(&request.id)?;
+        container.checkpoint(wire::checkpoint(request)?).await?;
+        Ok(Empty::new())
     }
 
     async fn kill(self: Rc<Self>, request: task::KillRequest) -> Result<Empty> {

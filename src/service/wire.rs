@@ -9,20 +9,12 @@ use crate::mount::Mount;
 use crate::options::Options;
 use crate::proto::{self, Any, EnumOrUnknown, Message, MessageField, Timestamp, task, timestamp};
 use crate::reaper::Exit;
+use crate::runtime::Checkpoint;
 use crate::stdio::Stdio;
-use crate::task::{Create, Deleted, Member, State, Status};
+use crate::task::{Create, Deleted, Image, Member, State, Status};
 
 /// A request, as what to make.
 pub fn create(request: task::CreateTaskRequest) -> Result<Create> {
-    if !request.checkpoint.is_empty() {
-        return Err(Error::new(
-            crate::error::Kind::Unimplemented,
-            format!(
-                "create {} from checkpoint {}: not supported",
-                request.id, request.checkpoint
-            ),
-        ));
-    }
     Ok(Create {
         options: Options::decode(request.options.as_ref())?,
         bundle: Bundle::at(&request.bundle),
@@ -33,9 +25,48 @@ pub fn create(request: task::CreateTaskRequest) -> Result<Create> {
             stdout: request.stdout,
             stderr: request.stderr,
         },
+        checkpoint: (!request.checkpoint.is_empty()).then_some(Image {
+            path: request.checkpoint,
+            parent: request.parent_checkpoint,
+        }),
         id: request.id,
     })
 }
+
+/// A request's options, `containerd.runc.v1.CheckpointOptions`, and where the image
+/// goes: the request's path before the options'.
+pub fn checkpoint(request: task::CheckpointTaskRequest) -> Result<Checkpoint> {
+    let options = match request.options.as_ref() {
+        None => proto::runc::CheckpointOptions::default(),
+        Some(any) if any.type_url.rsplit('/').next() == Some(CHECKPOINT_OPTIONS) => {
+            let options = proto::runc::CheckpointOptions::parse_from_bytes(&any.value);
+            options.map_err(|e| Error::invalid(format!("decode {CHECKPOINT_OPTIONS}: {e}")))?
+        }
+        Some(any) if any.type_url.is_empty() => proto::runc::CheckpointOptions::default(),
+        Some(any) => {
+            let message = format!("checkpoint options of unknown type {:?}", any.type_url);
+            return Err(Error::invalid(message));
+        }
+    };
+    Ok(Checkpoint {
+        image_path: if request.path.is_empty() {
+            options.image_path
+        } else {
+            request.path
+        },
+        work_path: options.work_path.into(),
+        exit: options.exit,
+        open_tcp: options.open_tcp,
+        external_unix_sockets: options.external_unix_sockets,
+        terminal: options.terminal,
+        file_locks: options.file_locks,
+        empty_namespaces: options.empty_namespaces,
+        cgroups_mode: options.cgroups_mode,
+        ..Checkpoint::default()
+    })
+}
+
+const CHECKPOINT_OPTIONS: &str = "containerd.runc.v1.CheckpointOptions";
 
 fn mount(mount: proto::Mount) -> Mount {
     Mount {

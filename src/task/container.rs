@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ use crate::mount::{Mount, mount_all, unmount_all};
 use crate::oom::OomWatch;
 use crate::options::Options;
 use crate::reaper::{Exit, Exited};
-use crate::runtime::{Runtime, Target};
-use crate::stdio::{self, Stdio};
+use crate::runtime::{Checkpoint, Restore, Runtime, Target};
+use crate::stdio::{self, Opened, Stdio};
 
 /// How long to wait for what was killed to be reaped, or for the runtime to kill
 /// what a dead init left: neither may hold up an exit or a Delete for good.
@@ -42,6 +43,17 @@ pub struct Create {
     pub stdio: Stdio,
     /// The runtime's options.
     pub options: Options,
+    /// What to go on from instead of starting anew.
+    pub checkpoint: Option<Image>,
+}
+
+/// A checkpoint's image.
+#[derive(Clone)]
+pub struct Image {
+    /// Where it is.
+    pub path: String,
+    /// The image that it builds on; empty: none.
+    pub parent: String,
 }
 
 /// What State answers.
@@ -102,7 +114,8 @@ pub struct Container {
     /// The shim mounted the rootfs, so it unmounts it.
     mounted: bool,
     shares_pids: bool,
-    cgroup: Option<Cgroup>,
+    checkpoint: Option<Image>,
+    cgroup: RefCell<Option<Rc<Cgroup>>>,
     oom: RefCell<Option<OomWatch>>,
     init: Process,
     execs: RefCell<BTreeMap<String, Rc<Exec>>>,
@@ -132,77 +145,113 @@ impl Container {
 
     /// The part of [`Container::create`] between the mounts and the telling.
     async fn make(shared: Rc<Shared>, create: Create, mounted: bool) -> Result<Rc<Container>> {
-        let Create {
-            id,
-            bundle,
-            rootfs,
-            stdio,
-            options,
-        } = create;
-        let runtime = Runtime::new(
-            shared.reaper.clone(),
-            &options,
-            &shared.namespace,
-            bundle.path(),
-        );
-        let shares_pids = !bundle.spec()?.has_private_pid_namespace();
-        let learning = shared.reaper.learning();
-        let mut io = stdio::open(&stdio, &shared.owner(&id, &options)).await?;
-        let begun = async {
-            runtime
-                .create(&id, &bundle.init_pid_file(), &mut io)
-                .await?;
-            let streams = io.start().await?;
-            let pid = bundle
-                .init_pid()?
-                .ok_or_else(|| Error::unknown("OCI runtime create failed: it wrote no init.pid"))?;
-            let (child, exited) = adopt(&shared, pid)?;
-            Ok((child, exited, streams))
-        };
-        let (child, exited, streams) = match begun.await {
-            Ok(begun) => begun,
-            Err(error) => {
-                if runtime.state_dir(&id).exists() {
-                    let undone = runtime.delete(&id, true).await;
-                    undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
-                }
-                return Err(error);
-            }
-        };
-        drop(learning);
-        let cgroup = Cgroup::of(child.pid)
-            .inspect_err(|e| log::warn!("find the cgroup of {id}: {e}"))
-            .ok();
-        let init = Process::new(id, stdio);
-        init.began(child, streams);
+        let shares_pids = !create.bundle.spec()?.has_private_pid_namespace();
         let container = Rc::new(Container {
+            runtime: Runtime::new(
+                shared.reaper.clone(),
+                &create.options,
+                &shared.namespace,
+                create.bundle.path(),
+            ),
             shared,
-            bundle,
-            options,
-            runtime,
             mounted,
             shares_pids,
-            cgroup,
+            bundle: create.bundle,
+            options: create.options,
+            checkpoint: create.checkpoint,
+            cgroup: RefCell::default(),
             oom: RefCell::default(),
-            init,
+            init: Process::new(create.id, create.stdio),
             execs: RefCell::default(),
             exits: RefCell::default(),
             pausing: Cell::default(),
         });
-        container.created(rootfs, exited);
+        // A checkpoint is restored, and so has a process, at its start.
+        let exited = match &container.checkpoint {
+            None => Some(container.begin().await?),
+            Some(_) => None,
+        };
+        container.tell(Event::Create {
+            container_id: container.id(),
+            bundle: container.bundle.path().display().to_string(),
+            rootfs: create.rootfs,
+            io: container.init.stdio.clone(),
+            checkpoint: container
+                .checkpoint
+                .as_ref()
+                .map_or_else(String::new, |image| image.path.clone()),
+            pid: container.init.pid(),
+        });
+        if let Some(exited) = exited {
+            container.watch(exited);
+        }
         Ok(container)
     }
 
-    /// Tells of the new container and begins to watch it.
-    fn created(self: &Rc<Self>, rootfs: Vec<Mount>, exited: Exited) {
-        self.tell(Event::Create {
-            container_id: self.id(),
-            bundle: self.bundle.path().display().to_string(),
-            rootfs,
-            io: self.init.stdio.clone(),
-            checkpoint: String::new(),
-            pid: self.init.pid(),
-        });
+    /// Has the runtime make the init, new or from the checkpoint. When that fails
+    /// the runtime is left without the container.
+    async fn begin(&self) -> Result<Exited> {
+        let _learning = self.shared.reaper.learning();
+        let owner = self.shared.owner(&self.init.id, &self.options);
+        let io = stdio::open(&self.init.stdio, &owner).await?;
+        let begun = self.begin_with(io).await;
+        if begun.is_err() && self.runtime.state_dir(&self.init.id).exists() {
+            let undone = self.runtime.delete(&self.init.id, true).await;
+            undone.unwrap_or_else(|e| log::error!("undo create of {}: {e}", self.init.id));
+        }
+        begun
+    }
+
+    async fn begin_with(&self, mut io: Opened) -> Result<Exited> {
+        let pid_file = self.bundle.init_pid_file();
+        match &self.checkpoint {
+            None => {
+                self.runtime
+                    .create(&self.init.id, &pid_file, &mut io)
+                    .await?
+            }
+            Some(image) => self.restore(image, &pid_file, &mut io).await?,
+        }
+        let streams = io.start().await?;
+        let no_pid = || Error::unknown(format!("the OCI runtime wrote no {}", pid_file.display()));
+        let pid = self.bundle.init_pid()?.ok_or_else(no_pid)?;
+        let (child, exited) = adopt(&self.shared, pid)?;
+        self.init.began(child, streams);
+        self.cgroup.replace(
+            Cgroup::of(pid)
+                .inspect_err(|e| log::warn!("find the cgroup of {}: {e}", self.init.id))
+                .ok()
+                .map(Rc::new),
+        );
+        Ok(exited)
+    }
+
+    async fn restore(&self, image: &Image, pid_file: &Path, io: &mut Opened) -> Result<()> {
+        let work = match self.options.criu_work_path.as_str() {
+            "" => self.bundle.work(),
+            path => PathBuf::from(path),
+        };
+        let restore = Restore {
+            image_path: &image.path,
+            work_path: &work,
+            parent_path: &image.parent,
+            pid_file,
+        };
+        let restored = self.runtime.restore(&self.init.id, &restore, io).await;
+        restored.map_err(|e| self.with_criu_log(e, &work.join("restore.log"), "criu-restore.log"))
+    }
+
+    /// Keeps CRIU's log in the bundle, and says where.
+    fn with_criu_log(&self, error: Error, log: &Path, name: &str) -> Error {
+        let kept = self.bundle.path().join(name);
+        match std::fs::copy(log, &kept) {
+            Ok(_) => Error::new(error.kind(), format!("{error} path= {}", kept.display())),
+            Err(_) => error,
+        }
+    }
+
+    /// Watches the init, which has begun, for its end and its cgroup for OOM.
+    fn watch(self: &Rc<Self>, exited: Exited) {
         self.watch_cgroup();
         let container = self.clone();
         spawn_local(async move {
@@ -211,8 +260,8 @@ impl Container {
         });
     }
 
-    fn watch_cgroup(self: &Rc<Self>) {
-        let Some(cgroup) = &self.cgroup else { return };
+    fn watch_cgroup(&self) {
+        let Some(cgroup) = self.cgroup() else { return };
         if let Err(error) = cgroup.enable_controllers() {
             log::warn!("enable the controllers for {}: {error}", self.init.id);
         }
@@ -222,10 +271,14 @@ impl Container {
                 container_id: id.clone(),
             });
         };
-        match OomWatch::start(cgroup, on_oom) {
+        match OomWatch::start(&cgroup, on_oom) {
             Ok(watch) => drop(self.oom.replace(Some(watch))),
             Err(error) => log::warn!("watch {} for OOM: {error}", self.init.id),
         }
+    }
+
+    fn cgroup(&self) -> Option<Rc<Cgroup>> {
+        self.cgroup.borrow().clone()
     }
 
     fn id(&self) -> String {
@@ -248,23 +301,34 @@ impl Container {
         step(self.init.state(), Op::Start)?;
         // An exit during the start is told after it.
         self.exits.borrow_mut().hold();
-        let started = self.runtime.start(&self.init.id).await;
-        let pid = self.init.pid();
-        let told = started.and_then(|()| {
-            self.step(Op::Start)?;
+        let started = self.start_init().await;
+        if started.is_ok() {
+            // Still created: an exit is held back, and this is the init's turn.
+            let _ = self.step(Op::Start);
             self.tell(Event::Start {
                 container_id: self.id(),
-                pid,
+                pid: self.init.pid(),
             });
-            Ok(pid)
-        });
+        }
         self.release();
-        told
+        started.map(|()| self.init.pid())
+    }
+
+    async fn start_init(self: &Rc<Self>) -> Result<()> {
+        if self.checkpoint.is_none() {
+            return self.runtime.start(&self.init.id).await;
+        }
+        let exited = self.begin().await?;
+        self.watch(exited);
+        Ok(())
     }
 
     /// Adds an exec, to be started later.
     pub fn exec(&self, exec_id: String, stdio: Stdio, spec: &[u8]) -> Result<()> {
         step(self.init.state(), Op::Exec)?;
+        if self.init.pid() == 0 {
+            return Err(Refusal::No("cannot exec in a created checkpoint state").into());
+        }
         if exec_id.is_empty() || exec_id.contains('/') {
             return Err(Error::invalid(format!(
                 "exec id {exec_id:?} is no identifier"
@@ -458,7 +522,7 @@ impl Container {
     }
 
     async fn kill_all(&self, signal: u32) -> Result<()> {
-        if let (SIGKILL, Some(cgroup)) = (signal, &self.cgroup)
+        if let (SIGKILL, Some(cgroup)) = (signal, self.cgroup())
             && cgroup.kill()?
         {
             return Ok(());
@@ -501,11 +565,30 @@ impl Container {
         self.runtime.update(&self.init.id, resources).await
     }
 
-    /// Writes the container's state to an image.
-    pub fn checkpoint(&self) -> Result<()> {
+    /// Writes the container's state to an image. Without a work path CRIU works in
+    /// the bundle.
+    pub async fn checkpoint(&self, mut checkpoint: Checkpoint) -> Result<()> {
+        let _turn = self.init.turn().await;
         step(self.init.state(), Op::Checkpoint)?;
-        let message = format!("checkpoint {}: not supported", self.init.id);
-        Err(Error::new(Kind::Unimplemented, message))
+        let own_work = checkpoint.work_path.as_os_str().is_empty();
+        if own_work {
+            checkpoint.work_path = self.bundle.work().join("criu-work");
+        }
+        let work = &checkpoint.work_path;
+        std::fs::create_dir_all(work).context(|| format!("make {}", work.display()))?;
+        let written = self.runtime.checkpoint(&self.init.id, &checkpoint).await;
+        let written =
+            written.map_err(|e| self.with_criu_log(e, &work.join("dump.log"), "criu-dump.log"));
+        if own_work {
+            let removed = std::fs::remove_dir_all(work);
+            removed.unwrap_or_else(|e| log::warn!("remove {}: {e}", work.display()));
+        }
+        written?;
+        self.tell(Event::Checkpointed {
+            container_id: self.id(),
+            checkpoint: checkpoint.image_path,
+        });
+        Ok(())
     }
 
     /// Sets the size of a process's terminal, in characters.
@@ -542,7 +625,7 @@ impl Container {
             // An empty list means to containerd that the container is lost.
             Error::unknown(format!("container {} has no processes", self.init.id))
         };
-        let pids = self.cgroup.as_ref().ok_or_else(nothing)?.pids();
+        let pids = self.cgroup().ok_or_else(nothing)?.pids();
         let pids = pids.map_err(|e| e.within(format!("list the processes of {}", self.init.id)))?;
         if pids.is_empty() {
             return Err(nothing());
@@ -561,10 +644,8 @@ impl Container {
 
     /// The metrics of its cgroup.
     pub fn stats(&self) -> Result<crate::proto::Any> {
-        let cgroup = self.cgroup.as_ref();
-        cgroup
-            .ok_or_else(|| Error::not_found("cgroup does not exist"))?
-            .stats()
+        let gone = || Error::not_found("cgroup does not exist");
+        self.cgroup().ok_or_else(gone)?.stats()
     }
 
     /// The init's pid.
@@ -577,7 +658,7 @@ impl Container {
     pub async fn delete(&self) -> Result<Deleted> {
         let _turn = self.init.turn().await;
         step(self.init.state(), Op::Delete)?;
-        if self.init.state() == State::Created {
+        if self.init.state() == State::Created && self.init.pid() > 0 {
             // It has an exit too, and that is told before the deletion.
             let _ = self.init.signal(SIGKILL);
             let ended = timeout(KILL_TIMEOUT, self.init.wait()).await;

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-pub use container::{Container, Create, Deleted, Member, Status};
+pub use container::{Container, Create, Deleted, Image, Member, Status};
 pub use state::State;
 
 use crate::error::{Error, Kind, Result};

@@ -13,6 +13,7 @@ pub mod proto;
 pub mod bundle;
 pub mod log;
 pub mod options;
+pub mod socket;
 
 pub mod bootstrap;
 pub mod cleanup;

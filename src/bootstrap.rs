@@ -16,6 +16,8 @@ use std::os::unix::process::{CommandExt, parent_id};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::Signal;
+
 use crate::bundle::{Bundle, Spec};
 use crate::cgroup;
 use crate::cli::Flags;
@@ -240,7 +242,7 @@ fn settle(
         .and_then(|()| request.reply(bundle, path, output));
     if settled.is_err() {
         // It fails only when the server is gone already.
-        let _ = server.signal(libc::SIGKILL);
+        let _ = server.signal(Signal::SIGKILL as i32);
     }
     settled
 }

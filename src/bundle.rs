@@ -8,9 +8,9 @@
 //! and would cost ten times the memory.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
@@ -92,6 +92,20 @@ impl Bundle {
     /// Where the container's root is mounted.
     pub fn rootfs(&self) -> PathBuf {
         self.0.join("rootfs")
+    }
+
+    /// Makes `rootfs` (0711); it may be there.
+    pub fn make_rootfs(&self) -> Result<()> {
+        let rootfs = self.rootfs();
+        match DirBuilder::new().mode(0o711).create(&rootfs) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result.context(|| format!("make {}", rootfs.display())),
+        }
+    }
+
+    /// Where CRIU works unless told otherwise.
+    pub fn work(&self) -> PathBuf {
+        self.0.join("work")
     }
 
     /// The runtime's `--pid-file` for init.
@@ -327,6 +341,17 @@ mod tests {
         put(&bundle, "options.json", "{");
         let text = bundle.options().unwrap_err().to_string();
         assert!(text.contains("/options.json: "), "{text}");
+    }
+
+    #[test]
+    fn rootfs_is_made_once() {
+        let (_dir, bundle) = bundle();
+        for _ in 0..2 {
+            bundle.make_rootfs().unwrap();
+        }
+        assert!(bundle.rootfs().is_dir());
+        let error = Bundle::at("/no/such").make_rootfs().unwrap_err();
+        assert!(error.to_string().starts_with("make /no/such/rootfs: "));
     }
 
     #[test]

@@ -34,3 +34,16 @@ pub mod events;
 pub mod cgroup;
 pub mod mount;
 pub mod oom;
+
+/// What this program calls itself where it speaks to people.
+pub const NAME: &str = "containerd-shim-rs-v2";
+
+/// Its version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The revision of the source it was built from, if the build was told:
+/// `SHIM_REVISION` in its environment.
+pub const REVISION: &str = match option_env!("SHIM_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};

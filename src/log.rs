@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::fcntl::OFlag;
 
 /// A pipe takes this much whole or not at all (`PIPE_BUF`).
 const LONGEST_LINE: usize = 4096;
@@ -53,7 +54,7 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
-        .custom_flags(libc::O_NONBLOCK)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
         .open(path)
 }
 
@@ -248,7 +249,9 @@ mod tests {
     #[test]
     fn every_day_follows_the_one_before() {
         let length = |year: u64, month| match month {
-            2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+            2 if year.is_multiple_of(4) != year.is_multiple_of(100) || year.is_multiple_of(400) => {
+                29
+            }
             2 => 28,
             4 | 6 | 9 | 11 => 30,
             _ => 31,

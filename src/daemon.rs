@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
+use crate::bundle::Bundle;
 use crate::cli::Flags;
 use crate::error::{Context, Result};
 use crate::events::Events;
@@ -29,6 +30,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Serves until there is nothing left to serve.
 pub fn run(flags: &Flags) -> Result<()> {
+    let bundle = Bundle::at(std::env::current_dir().context(|| "find the bundle")?);
+    // Without its log a server is still worth having.
+    let _ = crate::log::init(&bundle.log(), flags.debug, &flags.id, &flags.namespace);
     nix::sys::prctl::set_child_subreaper(true).context(|| "become a subreaper")?;
     let listener = UnixListener::from(
         sys::fd::take_inherited(LISTENER).context(|| "take the listening socket (descriptor 3)")?,

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod bootstrap;
 pub mod cleanup;
 pub mod info;
+pub mod socket;
 
 pub mod daemon;
 pub mod ttrpc;
@@ -35,3 +36,16 @@ pub mod error;
 pub mod log;
 pub mod proto;
 pub mod sys;
+
+/// What this program calls itself where it speaks to people.
+pub const NAME: &str = "containerd-shim-rs-v2";
+
+/// Its version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The revision of the source it was built from, if the build was told:
+/// `SHIM_REVISION` in its environment.
+pub const REVISION: &str = match option_env!("SHIM_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};

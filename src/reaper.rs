@@ -80,6 +80,20 @@ impl Reaper {
         signal(SignalKind::child())
     }
 
+    /// Does `work` while reaping, for a process that has nothing else to do. Orphans
+    /// of what it spawns become children of this process.
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> io::Result<T> {
+        nix::sys::prctl::set_child_subreaper(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let children = Self::listen()?;
+            tokio::task::spawn_local(self.clone().run(children));
+            Ok(work.await)
+        })
+    }
+
     /// Reaps, for ever.
     pub async fn run(self, mut sigchld: Signal) {
         loop {

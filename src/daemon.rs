@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use crate::bundle::Bundle;
@@ -33,23 +33,18 @@ pub fn run(flags: &Flags) -> Result<()> {
     let bundle = Bundle::at(std::env::current_dir().context(|| "find the bundle")?);
     // Without its log a server is still worth having.
     let _ = crate::log::init(&bundle.log(), flags.debug, &flags.id, &flags.namespace);
-    nix::sys::prctl::set_child_subreaper(true).context(|| "become a subreaper")?;
     let listener = UnixListener::from(
         sys::fd::take_inherited(LISTENER).context(|| "take the listening socket (descriptor 3)")?,
     );
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context(|| "start the event loop")?;
-    LocalSet::new().block_on(&runtime, serve(flags, listener))
+    let reaper = Reaper::new();
+    reaper
+        .block_on(serve(flags, listener, reaper.clone()))
+        .context(|| "start the event loop")?
 }
 
-async fn serve(flags: &Flags, listener: UnixListener) -> Result<()> {
+async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context(|| "listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context(|| "listen for SIGINT")?;
-    let children = Reaper::listen().context(|| "listen for SIGCHLD")?;
-    let reaper = Reaper::new();
-    spawn_local(reaper.clone().run(children));
 
     let events = Events::new(flags.ttrpc_address.clone(), flags.namespace.clone());
     spawn_local(events.clone().run());

@@ -69,33 +69,27 @@ pub struct Exited(oneshot::Receiver<Exit>);
 pub struct Learning(Rc<Ledger>);
 
 impl Reaper {
-    /// An empty ledger. Nothing is reaped before [`Reaper::run`].
+    /// An empty ledger. Nothing is reaped but in [`Reaper::block_on`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Starts listening for `SIGCHLD`: call it before the first spawn and hand the
-    /// result to [`Reaper::run`]. Needs a tokio runtime.
-    pub fn listen() -> io::Result<Signal> {
-        signal(SignalKind::child())
-    }
-
-    /// Does `work` while reaping, for a process that has nothing else to do. Orphans
-    /// of what it spawns become children of this process.
+    /// Does `work` on an event loop that reaps. Orphans of what it spawns become
+    /// children of this process.
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> io::Result<T> {
         nix::sys::prctl::set_child_subreaper(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let children = Self::listen()?;
+            let children = signal(SignalKind::child())?;
             tokio::task::spawn_local(self.clone().run(children));
             Ok(work.await)
         })
     }
 
     /// Reaps, for ever.
-    pub async fn run(self, mut sigchld: Signal) {
+    async fn run(self, mut sigchld: Signal) {
         loop {
             while let Some((pid, status)) = self.reap() {
                 let at = SystemTime::now();

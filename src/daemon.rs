@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,10 +16,11 @@ use tokio::time::timeout;
 
 use crate::bundle::Bundle;
 use crate::cli::Flags;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::events::Events;
 use crate::reaper::Reaper;
 use crate::service::Service;
+use crate::socket::{self, Claim};
 use crate::sys;
 use crate::task::{Shared, Tasks};
 use crate::ttrpc::server::{Handler, Server};
@@ -33,13 +35,27 @@ pub fn run(flags: &Flags) -> Result<()> {
     let bundle = Bundle::at(std::env::current_dir().context(|| "find the bundle")?);
     // Without its log a server is still worth having.
     let _ = crate::log::init(&bundle.log(), flags.debug, &flags.id, &flags.namespace);
-    let listener = UnixListener::from(
-        sys::fd::take_inherited(LISTENER).context(|| "take the listening socket (descriptor 3)")?,
-    );
+    let listener = listener(&flags.socket)?;
     let reaper = Reaper::new();
     reaper
         .block_on(serve(flags, listener, reaper.clone()))
         .context(|| "start the event loop")?
+}
+
+/// The socket to serve on: the one that `start` left open, or one at `path`.
+fn listener(path: &str) -> Result<UnixListener> {
+    if path.is_empty() {
+        let inherited = sys::fd::take_inherited(LISTENER);
+        return inherited
+            .map(UnixListener::from)
+            .context(|| format!("take the listening socket, descriptor {LISTENER}"));
+    }
+    match socket::claim(Path::new(path)).context(|| format!("listen at {path}"))? {
+        Claim::Ours(listener) => Ok(listener),
+        Claim::Served => Err(Error::unknown(format!(
+            "listen at {path}: another server does"
+        ))),
+    }
 }
 
 async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<()> {

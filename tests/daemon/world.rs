@@ -41,13 +41,13 @@ pub fn enter(version: &str, test: &str, case: impl FnOnce()) {
         .process_group(0)
         .output()
         .expect("run timeout(1)");
-    assert!(
-        output.status.success(),
-        "{}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    if !output.status.success() {
+        let both = [output.stdout, output.stderr].concat();
+        for line in String::from_utf8_lossy(&both).lines() {
+            println!("  | {line}");
+        }
+        panic!("the test inside the world: {}", output.status);
+    }
 }
 
 /// Waits until `done` holds; fails naming `what` after [`LIMIT`].

@@ -131,7 +131,7 @@ impl Container {
         create.bundle.write_options(&create.options)?;
         if mounted {
             create.bundle.make_rootfs()?;
-            mount_all(create.rootfs.clone(), &rootfs).await?;
+            mount_all(create.rootfs.clone(), &rootfs, &shared.reaper).await?;
         }
         let bundle = create.bundle.clone();
         let made = Self::make(shared, create, mounted).await;

@@ -1,1 +1,232 @@
-//! stub
+//! The command line and the environment, as containerd gives them, made an
+//! [`Action`]. Pure: it looks at nothing else.
+//!
+//! Promises: Go's flag syntax (`-x v`, `--x v`, `-x=v`), every flag that a
+//! containerd from 1.6 on sends, and the same refusals as Go's shim.
+//!
+//! Lacks on purpose: a usage text, since people do not type these lines.
+
+use std::ffi::{OsStr, OsString};
+
+use crate::error::{Error, Result};
+
+/// Environment variable that makes `start` answer daemons that send no bootstrap
+/// message in JSON, with version 3, when it is set to `json`. Only containerd 2.0
+/// to 2.2 understand that; 1.6 and 1.7 do not, and nothing tells them apart.
+pub const REPLY_VARIABLE: &str = "CONTAINERD_SHIM_RS_REPLY";
+
+/// What this process was started to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make a server for a container, or find the one of its pod.
+    Start(Flags),
+    /// Be that server.
+    Serve(Flags),
+    /// Clean up after a server that is gone.
+    Delete(Flags),
+    /// Describe the runtime.
+    Info,
+    /// Print the version.
+    Version,
+}
+
+/// What the command line and the environment say; empty where they say nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `-namespace`; never empty.
+    pub namespace: String,
+    /// `-id`: the container; never empty.
+    pub id: String,
+    /// `-address`: containerd's gRPC socket, a plain path.
+    pub address: String,
+    /// `-bundle`: sent with `delete` only; the working directory is the same.
+    pub bundle: String,
+    /// `-socket`: a path to serve on, in place of the inherited descriptor 3.
+    pub socket: String,
+    /// `-debug`: log more.
+    pub debug: bool,
+    /// `TTRPC_ADDRESS`: containerd's socket for events.
+    pub ttrpc_address: String,
+    /// `SCHED_CORE`: give the server a core-scheduling cookie.
+    pub sched_core: bool,
+    /// [`REPLY_VARIABLE`]: answer old daemons in JSON.
+    pub json_reply: bool,
+}
+
+/// Makes an [`Action`] of the arguments (without the program's name) and the
+/// environment. Kind::InvalidArgument when they make none.
+pub fn parse(args: &[OsString], env: impl Fn(&str) -> Option<OsString>) -> Result<Action> {
+    let parsed = containerd_shim::parse(&without_debug_socket(args))
+        .map_err(|e| Error::invalid(format!("parse the command line: {e}")))?;
+    if parsed.version {
+        return Ok(Action::Version);
+    }
+    if parsed.info {
+        return Ok(Action::Info);
+    }
+    if parsed.namespace.is_empty() {
+        return Err(Error::invalid("shim namespace cannot be empty"));
+    }
+    // Go goes on without, and then means the directory that holds all bundles.
+    if parsed.id.is_empty() {
+        return Err(Error::invalid("shim id cannot be empty"));
+    }
+    let text = |name| -> String {
+        env(name)
+            .map(|v| v.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    };
+    let flags = Flags {
+        namespace: parsed.namespace,
+        id: parsed.id,
+        address: parsed.address,
+        bundle: parsed.bundle,
+        socket: parsed.socket,
+        debug: parsed.debug,
+        ttrpc_address: text("TTRPC_ADDRESS"),
+        sched_core: !text("SCHED_CORE").is_empty(),
+        json_reply: match text(REPLY_VARIABLE).as_str() {
+            "" | "plain" => false,
+            "json" => true,
+            other => {
+                let message = format!("{REPLY_VARIABLE}={other}: neither plain nor json");
+                return Err(Error::invalid(message));
+            }
+        },
+    };
+    Ok(match parsed.action.as_str() {
+        "start" => Action::Start(flags),
+        "delete" => Action::Delete(flags),
+        // Go's shim takes any other word for the server, too.
+        _ => Action::Serve(flags),
+    })
+}
+
+/// The arguments without `-debug-socket` and its value, which Go's shim has for
+/// its profiler and the crate's parser does not know.
+fn without_debug_socket(args: &[OsString]) -> Vec<&OsStr> {
+    let mut kept = Vec::with_capacity(args.len());
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("-debug-socket" | "--debug-socket") => _ = args.next(),
+            Some(a) if a.starts_with("-debug-socket=") || a.starts_with("--debug-socket=") => {}
+            _ => kept.push(arg.as_os_str()),
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn action(line: &str, env: &[(&str, &str)]) -> Result<Action> {
+        let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        parse(&args, |name| {
+            let found = env.iter().find(|(n, _)| *n == name);
+            found.map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    fn flags() -> Flags {
+        Flags {
+            namespace: "k8s.io".into(),
+            id: "c1".into(),
+            address: "/run/containerd/containerd.sock".into(),
+            ..Flags::default()
+        }
+    }
+
+    const LINE: &str = "-namespace k8s.io -address /run/containerd/containerd.sock \
+        -publish-binary /usr/bin/containerd -id c1";
+
+    #[test]
+    fn start_as_every_daemon_sends_it() {
+        let env = [("TTRPC_ADDRESS", "/run/t.sock"), ("SCHED_CORE", "1")];
+        let expected = Flags {
+            debug: true,
+            ttrpc_address: "/run/t.sock".into(),
+            sched_core: true,
+            ..flags()
+        };
+        let got = action(&format!("{LINE} -debug start"), &env);
+        assert_eq!(got, Ok(Action::Start(expected)));
+        assert_eq!(
+            action(&format!("{LINE} start"), &[]),
+            Ok(Action::Start(flags()))
+        );
+    }
+
+    #[test]
+    fn delete_has_a_bundle() {
+        let expected = Flags {
+            bundle: "/b/c1".into(),
+            ..flags()
+        };
+        let got = action(&format!("{LINE} -bundle /b/c1 delete"), &[]);
+        assert_eq!(got, Ok(Action::Delete(expected)));
+    }
+
+    #[test]
+    fn no_word_or_an_unknown_one_is_the_server() {
+        assert_eq!(action(LINE, &[]), Ok(Action::Serve(flags())));
+        let got = action(&format!("{LINE} frobnicate"), &[]);
+        assert_eq!(got, Ok(Action::Serve(flags())));
+    }
+
+    #[test]
+    fn every_spelling_of_a_flag() {
+        let line = "--namespace=k8s.io -address=/run/containerd/containerd.sock --id c1 -debug=false -socket /s";
+        let expected = Flags {
+            socket: "/s".into(),
+            ..flags()
+        };
+        assert_eq!(action(line, &[]), Ok(Action::Serve(expected)));
+    }
+
+    #[test]
+    fn debug_socket_is_accepted_and_ignored() {
+        for flag in [
+            "-debug-socket /d",
+            "--debug-socket /d",
+            "-debug-socket=/d",
+            "--debug-socket=/d",
+            "-debug-socket",
+        ] {
+            let got = action(&format!("{LINE} {flag}"), &[]);
+            assert_eq!(got, Ok(Action::Serve(flags())), "{flag}");
+        }
+    }
+
+    #[test]
+    fn version_and_info_need_nothing_else() {
+        for line in ["-v", "-version", "--version", "-v start"] {
+            assert_eq!(action(line, &[]), Ok(Action::Version), "{line}");
+        }
+        assert_eq!(action("-info", &[]), Ok(Action::Info));
+    }
+
+    #[test]
+    fn refusals() {
+        let text = |line: &str, env: &[(&str, &str)]| action(line, env).unwrap_err().to_string();
+        assert_eq!(text("", &[]), "shim namespace cannot be empty");
+        assert_eq!(text("-id x start", &[]), "shim namespace cannot be empty");
+        assert_eq!(text("-namespace x start", &[]), "shim id cannot be empty");
+        assert!(text("-nonsense start", &[]).contains("nonsense"));
+        assert_eq!(
+            text(LINE, &[(REPLY_VARIABLE, "xml")]),
+            "CONTAINERD_SHIM_RS_REPLY=xml: neither plain nor json"
+        );
+    }
+
+    #[test]
+    fn json_is_opted_into() {
+        let expected = Flags {
+            json_reply: true,
+            ..flags()
+        };
+        let got = action(&format!("{LINE} start"), &[(REPLY_VARIABLE, "json")]);
+        assert_eq!(got, Ok(Action::Start(expected)));
+    }
+}

@@ -1,1 +1,102 @@
-//! stub
+//! The long-lived server: wires the parts together, owns its signals and the order in
+//! which it ends.
+//!
+//! It ends for three reasons only: Shutdown without a container, SIGTERM, SIGINT.
+//! Containers outlive the latter two: whoever sends them cleans up.
+
+use std::future::Future;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use crate::bundle::Bundle;
+use crate::cli::Flags;
+use crate::error::{Context, Error, Result};
+use crate::events::Events;
+use crate::reaper::Reaper;
+use crate::service::Service;
+use crate::socket::{self, Claim};
+use crate::sys;
+use crate::task::{Shared, Tasks};
+use crate::ttrpc::server::{Handler, Server};
+
+/// The listening socket that `start` leaves open for the server.
+const LISTENER: i32 = 3;
+/// How long the end waits for answers and events to be taken.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Serves until there is nothing left to serve.
+pub fn run(flags: &Flags) -> Result<()> {
+    let bundle = Bundle::at(std::env::current_dir().context(|| "find the bundle")?);
+    // Without its log a server is still worth having.
+    let _ = crate::log::init(&bundle.log(), flags.debug, &flags.id, &flags.namespace);
+    let listener = listener(&flags.socket)?;
+    let reaper = Reaper::new();
+    reaper
+        .block_on(serve(flags, listener, reaper.clone()))
+        .context(|| "start the event loop")?
+}
+
+/// The socket to serve on: the one that `start` left open, or one at `path`.
+fn listener(path: &str) -> Result<UnixListener> {
+    if path.is_empty() {
+        let inherited = sys::fd::take_inherited(LISTENER);
+        return inherited
+            .map(UnixListener::from)
+            .context(|| format!("take the listening socket, descriptor {LISTENER}"));
+    }
+    match socket::claim(Path::new(path)).context(|| format!("listen at {path}"))? {
+        Claim::Ours(listener) => Ok(listener),
+        Claim::Served => Err(Error::unknown(format!(
+            "listen at {path}: another server does"
+        ))),
+    }
+}
+
+async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context(|| "listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context(|| "listen for SIGINT")?;
+
+    let events = Events::new(flags.ttrpc_address.clone(), flags.namespace.clone());
+    spawn_local(events.clone().run());
+
+    let tasks = Tasks::new(Shared {
+        reaper,
+        events: events.clone(),
+        namespace: flags.namespace.clone(),
+    });
+    let server = Server::new(listener)?;
+    let close = {
+        let server = server.clone();
+        move || server.close()
+    };
+    let service = Rc::new(Service::new(tasks, close));
+    let handler: Handler = {
+        let service = service.clone();
+        Rc::new(move |call| Box::pin(service.clone().answer(call)))
+    };
+    spawn_local(server.clone().run(handler));
+    log::info!("serving containers of namespace {}", flags.namespace);
+
+    tokio::select! {
+        () = service.shut_down() => log::info!("shut down: no container is left"),
+        _ = terminate.recv() => log::info!("SIGTERM: leaving the containers to others"),
+        _ = interrupt.recv() => log::info!("SIGINT: leaving the containers to others"),
+    }
+    server.close();
+    // Events first: their clients see them before they see the shim go.
+    bounded("deliver the last events", events.drained()).await;
+    bounded("send the last answers", server.flushed()).await;
+    Ok(())
+}
+
+async fn bounded(what: &str, work: impl Future<Output = ()>) {
+    if timeout(FAREWELL, work).await.is_err() {
+        log::error!("{what}: not done within {FAREWELL:?}");
+    }
+}

@@ -2,21 +2,15 @@
 //! (runc, crun, youki) for as long as a container or pod lives.
 //!
 //! The server is one thread: a current-thread tokio runtime with a `LocalSet`,
-//! `Rc`/`RefCell` state, no lock. Modules, in the order in which data meets them:
-
-pub mod error;
-pub mod sys;
+//! `Rc`/`RefCell` state, no lock. `ARCHITECTURE.md` holds the invariants and who may
+//! import whom. Modules, in the order in which a request meets them:
 
 pub mod cli;
-pub mod proto;
-
-pub mod bundle;
-pub mod log;
-pub mod options;
 
 pub mod bootstrap;
 pub mod cleanup;
 pub mod info;
+pub mod socket;
 
 pub mod daemon;
 pub mod ttrpc;
@@ -24,12 +18,34 @@ pub mod ttrpc;
 pub mod service;
 pub mod task;
 
-pub mod reaper;
 pub mod runtime;
 pub mod stdio;
+
+pub mod reaper;
 
 pub mod events;
 
 pub mod cgroup;
 pub mod mount;
 pub mod oom;
+
+pub mod bundle;
+pub mod options;
+
+pub mod error;
+pub mod log;
+pub mod proto;
+pub mod sys;
+
+/// What this program calls itself where it speaks to people.
+pub const NAME: &str = "containerd-shim-rs-v2";
+
+/// Its version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The revision of the source it was built from, if the build was told:
+/// `SHIM_REVISION` in its environment.
+pub const REVISION: &str = match option_env!("SHIM_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};

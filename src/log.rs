@@ -1,1 +1,363 @@
-//! stub
+//! The shim's log: lines into the bundle's FIFO, which containerd copies to its own log.
+//!
+//! Promises: writing never blocks and never fails, whether containerd reads, is
+//! stuck, or is gone; lines that found no room are counted, and the count is told
+//! as soon as there is room. A line is written whole or not at all. Panics reach
+//! the log, and so does what the C library or Rust's runtime print to stderr.
+//!
+//! Lacks on purpose: backtraces, which cost tens of megabytes in a process that
+//! lives on; local time; any buffer.
+
+use std::fmt::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Stderr, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::fcntl::OFlag;
+
+/// A pipe takes this much whole or not at all (`PIPE_BUF`).
+const LONGEST_LINE: usize = 4096;
+
+static LOGGER: OnceLock<FifoLogger<Stderr>> = OnceLock::new();
+
+/// Sends the process's log to the FIFO at `path`, from level debug on or info, each
+/// line with the container's id and namespace. Also makes it the process's stderr,
+/// and panics lines of it. Once a process; without the FIFO nothing is changed.
+pub fn init(path: &Path, debug: bool, id: &str, namespace: &str) -> io::Result<()> {
+    nix::unistd::dup2_stderr(open(path)?)?;
+    let logger = LOGGER.get_or_init(|| FifoLogger::new(io::stderr(), id, namespace));
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(match debug {
+            true => LevelFilter::Debug,
+            false => LevelFilter::Info,
+        });
+        std::panic::set_hook(Box::new(|panic| {
+            let what = panic.payload_as_str().unwrap_or("no text");
+            match panic.location() {
+                Some(at) => log::error!("panic at {}:{}: {what}", at.file(), at.line()),
+                None => log::error!("panic: {what}"),
+            }
+        }));
+    }
+    Ok(())
+}
+
+/// Opened for reading, too, though it never is read: so there always is a reader,
+/// and a daemon that restarts costs neither a signal nor an error.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+}
+
+struct FifoLogger<W> {
+    fifo: W,
+    /// What every line ends with.
+    fields: String,
+    dropped: AtomicU64,
+}
+
+impl<W> FifoLogger<W>
+where
+    for<'a> &'a W: io::Write,
+{
+    fn new(fifo: W, id: &str, namespace: &str) -> Self {
+        let fields = format!(" id={} namespace={}", Value(id), Value(namespace));
+        let dropped = AtomicU64::new(0);
+        Self {
+            fifo,
+            fields,
+            dropped,
+        }
+    }
+
+    fn line(&self, level: Level, message: fmt::Arguments<'_>) {
+        let now = SystemTime::now();
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            let notice = format_args!("{dropped} log lines were dropped: nobody read them");
+            if !self.write(&format_line(now, Level::Warn, notice, &self.fields)) {
+                self.dropped.fetch_add(dropped + 1, Ordering::Relaxed);
+                return;
+            }
+        }
+        if !self.write(&format_line(now, level, message, &self.fields)) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn write(&self, line: &str) -> bool {
+        (&self.fifo).write_all(line.as_bytes()).is_ok()
+    }
+}
+
+impl Log for FifoLogger<Stderr> {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true // The maximum level has been looked at.
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.line(record.level(), *record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// A line as logrus writes it, since that is what the rest of containerd's log is.
+fn format_line(at: SystemTime, level: Level, message: fmt::Arguments<'_>, fields: &str) -> String {
+    let level = match level {
+        Level::Error => "error",
+        Level::Warn => "warning",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    };
+    let mut line = String::with_capacity(128 + fields.len());
+    // Writing to a String cannot fail.
+    let _ = write!(line, "time=\"{}\" level={level} msg=\"", Rfc3339(at));
+    let limit = LONGEST_LINE.saturating_sub(fields.len() + "...\"\n".len());
+    let text = &mut line;
+    if write!(Escaped { text, limit }, "{message}").is_err() {
+        line.push_str("...");
+    }
+    line.push('"');
+    line.push_str(fields);
+    line.push('\n');
+    line
+}
+
+/// Writes text so that it can stand in double quotes; an error, after the last
+/// character that fits whole, when it would be longer than `limit`.
+struct Escaped<'a> {
+    text: &'a mut String,
+    limit: usize,
+}
+
+impl Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            let before = self.text.len();
+            match c {
+                '"' => self.text.push_str("\\\""),
+                '\\' => self.text.push_str("\\\\"),
+                '\n' => self.text.push_str("\\n"),
+                '\t' => self.text.push_str("\\t"),
+                c if c.is_control() => write!(self.text, "\\x{:02x}", c as u32)?,
+                c => self.text.push(c),
+            }
+            if self.text.len() > self.limit {
+                self.text.truncate(before);
+                return Err(fmt::Error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A field's value, quoted where it has to be.
+struct Value<'a>(&'a str);
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._/@^+".contains(c);
+        if !self.0.is_empty() && self.0.chars().all(plain) {
+            return f.write_str(self.0);
+        }
+        let mut quoted = String::new();
+        let (text, limit) = (&mut quoted, LONGEST_LINE);
+        Escaped { text, limit }.write_str(self.0)?;
+        write!(f, "\"{quoted}\"")
+    }
+}
+
+/// A time in UTC, to the nanosecond.
+struct Rfc3339(SystemTime);
+
+impl fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A clock before 1970 is wrong anyway.
+        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let (year, month, day) = civil_from_days(since.as_secs() / 86400);
+        let second = since.as_secs() % 86400;
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        let nanos = since.subsec_nanos();
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z"
+        )
+    }
+}
+
+/// Year, month and day of the Gregorian calendar, `days` after 1970-01-01.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    // Years are counted from March, so that a leap day is the last of its year, and
+    // in eras of 400 years, which all have the same number of days.
+    const DAYS_FROM_MARCH_OF_YEAR_0: u64 = 719_468;
+    const DAYS_PER_ERA: u64 = 146_097;
+    let days = days + DAYS_FROM_MARCH_OF_YEAR_0;
+    let (era, of_era) = (days / DAYS_PER_ERA, days % DAYS_PER_ERA);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    // Months from March on have 31, 30, 31, 30, 31 days, over and over: 153 days in five.
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    match month {
+        0..10 => (era * 400 + year, month + 3, day),
+        _ => (era * 400 + year + 1, month - 9, day),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::Mode;
+    use std::io::Read;
+
+    fn at(secs: u64, nanos: u32) -> SystemTime {
+        UNIX_EPOCH + Duration::new(secs, nanos)
+    }
+
+    #[test]
+    fn times() {
+        for (secs, expected) in [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_399, "2000-02-28T23:59:59"),
+            (951_782_400, "2000-02-29T00:00:00"),
+            (951_868_800, "2000-03-01T00:00:00"),
+            (1_709_164_799, "2024-02-28T23:59:59"),
+            (1_735_689_599, "2024-12-31T23:59:59"),
+            (1_735_689_600, "2025-01-01T00:00:00"),
+            (4_107_542_400, "2100-03-01T00:00:00"),
+        ] {
+            assert_eq!(
+                Rfc3339(at(secs, 42)).to_string(),
+                format!("{expected}.000000042Z")
+            );
+        }
+        let before = UNIX_EPOCH - Duration::from_secs(1);
+        assert_eq!(
+            Rfc3339(before).to_string(),
+            "1970-01-01T00:00:00.000000000Z"
+        );
+    }
+
+    #[test]
+    fn every_day_follows_the_one_before() {
+        let length = |year: u64, month| match month {
+            2 if year.is_multiple_of(4) != year.is_multiple_of(100) || year.is_multiple_of(400) => {
+                29
+            }
+            2 => 28,
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        };
+        let mut expected = (1970, 1, 1);
+        for day in 0..200_000 {
+            assert_eq!(civil_from_days(day), expected);
+            expected = match expected {
+                (y, 12, 31) => (y + 1, 1, 1),
+                (y, m, d) if d == length(y, m) => (y, m + 1, 1),
+                (y, m, d) => (y, m, d + 1),
+            };
+        }
+    }
+
+    #[test]
+    fn lines_are_logrus_lines() {
+        let line = format_line(
+            at(0, 0),
+            Level::Warn,
+            format_args!("a \"b\" \\ {}\n\x07é", 5),
+            " id=x",
+        );
+        assert_eq!(
+            line,
+            "time=\"1970-01-01T00:00:00.000000000Z\" level=warning \
+             msg=\"a \\\"b\\\" \\\\ 5\\n\\x07é\" id=x\n"
+        );
+    }
+
+    #[test]
+    fn long_lines_are_cut_and_stay_whole() {
+        for text in ["x", "é", "\"", "\\", "\x07", "€\\"] {
+            for shift in 0..4 {
+                let message = format!("{}{}", "a".repeat(shift), text.repeat(5000));
+                let line = format_line(at(0, 0), Level::Info, format_args!("{message}"), " id=x");
+                assert!(line.len() <= LONGEST_LINE);
+                assert!(line.len() > LONGEST_LINE - 8);
+                let body = line.strip_suffix("...\" id=x\n").unwrap();
+                let escapes = body.chars().rev().take_while(|c| *c == '\\').count();
+                assert!(escapes % 2 == 0, "{text:?} {shift}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_quoted_where_they_must_be() {
+        assert_eq!(Value("k8s.io").to_string(), "k8s.io");
+        assert_eq!(Value("a b\"").to_string(), r#""a b\"""#);
+        assert_eq!(Value("").to_string(), r#""""#);
+    }
+
+    fn fifo() -> (tempfile::TempDir, FifoLogger<File>, File) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        let logger = FifoLogger::new(open(&path).unwrap(), "c1", "ns");
+        let reader = open(&path).unwrap();
+        (dir, logger, reader)
+    }
+
+    fn read_all(reader: &mut File) -> String {
+        let mut text = Vec::new();
+        let end = reader.read_to_end(&mut text).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::WouldBlock);
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn a_line_reaches_the_fifo() {
+        let (_dir, logger, mut reader) = fifo();
+        logger.line(Level::Info, format_args!("hello"));
+        let text = read_all(&mut reader);
+        assert!(
+            text.ends_with(" level=info msg=\"hello\" id=c1 namespace=ns\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted() {
+        let (_dir, logger, mut reader) = fifo();
+        let written = 5000;
+        for n in 0..written {
+            logger.line(Level::Info, format_args!("line {n}"));
+        }
+        let dropped = logger.dropped.load(Ordering::Relaxed);
+        assert!(dropped > 0);
+        let text = read_all(&mut reader);
+        assert_eq!(text.lines().count() as u64, written - dropped);
+        assert!(text.lines().all(|l| l.ends_with(" namespace=ns")));
+
+        logger.line(Level::Info, format_args!("again"));
+        let text = read_all(&mut reader);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].contains(&format!("{dropped} log lines were dropped")));
+        assert!(lines[1].contains("again"));
+        assert_eq!(lines.len(), 2);
+        assert_eq!(logger.dropped.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn no_fifo_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(open(&dir.path().join("log")).is_err());
+    }
+}

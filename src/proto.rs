@@ -46,3 +46,9 @@ pub use generated::runtimeoptions;
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/protos/mod.rs"));
 }
+
+/// A time as the wire has it. `None` is Go's zero time, which containerd tells from
+/// an unset field: that would be 1970.
+pub fn timestamp(at: Option<std::time::SystemTime>) -> Timestamp {
+    todo!()
+}

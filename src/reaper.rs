@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
+use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -44,6 +45,9 @@ struct Ledger {
     /// Exits of pids that nobody waited for, kept while `learners > 0`.
     unclaimed: RefCell<HashMap<i32, Exit>>,
     learners: Cell<usize>,
+    /// A test plays the kernel.
+    #[cfg(test)]
+    fake: Option<Rc<fake::Kernel>>,
 }
 
 /// A child of this process: its identity, and the means to signal it.
@@ -53,6 +57,8 @@ pub struct Child {
     pub pid: i32,
     /// `None` when it had been reaped before it was adopted.
     pidfd: Option<OwnedFd>,
+    #[cfg(test)]
+    fake: Option<Rc<fake::Kernel>>,
 }
 
 /// A future of a child's exit.
@@ -63,21 +69,29 @@ pub struct Exited(oneshot::Receiver<Exit>);
 pub struct Learning(Rc<Ledger>);
 
 impl Reaper {
-    /// An empty ledger. Nothing is reaped before [`Reaper::run`].
+    /// An empty ledger. Nothing is reaped but in [`Reaper::block_on`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Starts listening for `SIGCHLD`: call it before the first spawn and hand the
-    /// result to [`Reaper::run`]. Needs a tokio runtime.
-    pub fn listen() -> io::Result<Signal> {
-        signal(SignalKind::child())
+    /// Does `work` on an event loop that reaps. Orphans of what it spawns become
+    /// children of this process.
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> io::Result<T> {
+        nix::sys::prctl::set_child_subreaper(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let children = signal(SignalKind::child())?;
+            tokio::task::spawn_local(self.clone().run(children));
+            Ok(work.await)
+        })
     }
 
     /// Reaps, for ever.
-    pub async fn run(self, mut sigchld: Signal) {
+    async fn run(self, mut sigchld: Signal) {
         loop {
-            while let Ok(Some((pid, status))) = process::reap_any() {
+            while let Some((pid, status)) = self.reap() {
                 let at = SystemTime::now();
                 self.record(pid, Exit { status, at });
             }
@@ -85,6 +99,20 @@ impl Reaper {
                 return;
             }
         }
+    }
+
+    /// Reaps one child, whoever it is.
+    #[cfg(not(test))]
+    fn reap(&self) -> Option<(i32, u32)> {
+        process::reap(-1).ok().flatten()
+    }
+
+    /// Reaps one child of this ledger: other unit tests of the process have theirs.
+    #[cfg(test)]
+    fn reap(&self) -> Option<(i32, u32)> {
+        let mine: Vec<i32> = self.0.waiting.borrow().keys().copied().collect();
+        mine.into_iter()
+            .find_map(|pid| process::reap(pid).ok().flatten())
     }
 
     fn record(&self, pid: i32, exit: Exit) {
@@ -105,6 +133,10 @@ impl Reaper {
 
     /// As [`Reaper::spawn`], for a child that is to outlive this process.
     pub fn spawn_lasting(&self, command: &mut Command) -> io::Result<(Child, Exited)> {
+        #[cfg(test)]
+        if let Some(kernel) = &self.0.fake {
+            return self.adopt(kernel.spawn(command));
+        }
         let pid = command.spawn()?.id() as i32;
         self.adopt(pid)
     }
@@ -122,16 +154,38 @@ impl Reaper {
     pub fn adopt(&self, pid: i32) -> io::Result<(Child, Exited)> {
         let (sender, exited) = oneshot::channel();
         // A kept exit of the same number is of an older process if a child has it now.
-        let pidfd = if process::is_child(pid) {
+        let pidfd = if self.has_child(pid) {
             self.0.waiting.borrow_mut().insert(pid, sender);
-            Some(process::pidfd_open(pid)?)
+            self.pidfd(pid)?
         } else {
             let kept = self.0.unclaimed.borrow_mut().remove(&pid);
-            let exit = kept.ok_or(io::Error::from_raw_os_error(libc::ECHILD))?;
+            let exit = kept.ok_or(io::Error::from(Errno::ECHILD))?;
             let _ = sender.send(exit);
             None
         };
-        Ok((Child { pid, pidfd }, Exited(exited)))
+        let child = Child {
+            pid,
+            pidfd,
+            #[cfg(test)]
+            fake: self.0.fake.clone(),
+        };
+        Ok((child, Exited(exited)))
+    }
+
+    fn has_child(&self, pid: i32) -> bool {
+        #[cfg(test)]
+        if let Some(kernel) = &self.0.fake {
+            return kernel.alive.borrow().contains(&pid);
+        }
+        process::is_child(pid)
+    }
+
+    fn pidfd(&self, pid: i32) -> io::Result<Option<OwnedFd>> {
+        #[cfg(test)]
+        if self.0.fake.is_some() {
+            return Ok(None);
+        }
+        process::pidfd_open(pid).map(Some)
     }
 }
 
@@ -139,9 +193,13 @@ impl Child {
     /// Sends `signal`, whatever its number; never to another process.
     /// `ESRCH` when the child has been reaped.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(kernel) = &self.fake {
+            return kernel.signal(self.pid);
+        }
         match &self.pidfd {
             Some(pidfd) => process::pidfd_send_signal(pidfd, signal),
-            None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            None => Err(io::Error::from(Errno::ESRCH)),
         }
     }
 }
@@ -164,6 +222,81 @@ impl Drop for Learning {
         self.0.learners.set(left);
         if left == 0 {
             self.0.unclaimed.take();
+        }
+    }
+}
+
+/// Processes that a test plays, so that a schedule is what the test says it is.
+#[cfg(test)]
+pub mod fake {
+    use std::cell::{Cell, RefCell};
+    use std::collections::BTreeSet;
+    use std::io;
+    use std::process::Command;
+    use std::rc::Rc;
+    use std::time::SystemTime;
+
+    use nix::errno::Errno;
+
+    use super::{Exit, Ledger, Reaper};
+
+    /// The processes that are not reaped.
+    #[derive(Debug, Default)]
+    pub struct Kernel {
+        last: Cell<i32>,
+        pub alive: RefCell<BTreeSet<i32>>,
+        /// Those among them that were sent a signal.
+        pub signalled: RefCell<Vec<i32>>,
+        /// What was spawned and has not been answered: pid and arguments.
+        pub spawned: RefCell<Vec<(i32, Vec<String>)>>,
+    }
+
+    impl Kernel {
+        /// A new process.
+        pub fn fork(&self) -> i32 {
+            self.last.set(self.last.get() + 1);
+            self.alive.borrow_mut().insert(self.last.get());
+            self.last.get()
+        }
+
+        pub(super) fn spawn(&self, command: &Command) -> i32 {
+            let pid = self.fork();
+            let args = command
+                .get_args()
+                .map(|arg| arg.to_string_lossy().into_owned());
+            self.spawned.borrow_mut().push((pid, args.collect()));
+            pid
+        }
+
+        pub(super) fn signal(&self, pid: i32) -> io::Result<()> {
+            if !self.alive.borrow().contains(&pid) {
+                return Err(Errno::ESRCH.into());
+            }
+            self.signalled.borrow_mut().push(pid);
+            Ok(())
+        }
+    }
+
+    impl Reaper {
+        /// A ledger over `kernel`.
+        pub fn over(kernel: Rc<Kernel>) -> Reaper {
+            Reaper(Rc::new(Ledger {
+                fake: Some(kernel),
+                ..Ledger::default()
+            }))
+        }
+
+        /// Process `pid` ends and is reaped.
+        pub fn end(&self, pid: i32, status: u32) {
+            let kernel = self.0.fake.as_ref().expect("a fake kernel");
+            assert!(kernel.alive.borrow_mut().remove(&pid), "{pid} ends twice");
+            self.record(
+                pid,
+                Exit {
+                    status,
+                    at: SystemTime::now(),
+                },
+            );
         }
     }
 }

@@ -1,33 +1,386 @@
-//! stub
-use crate::error::Result;
+//! The OCI runtime's command line: one typed method a verb. It holds no state of
+//! containers; the runtime does. Needs a running [`Reaper`].
+
+mod command;
+mod flavor;
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use command::{Failure, Output};
+
+use crate::error::{Context, Error, Kind, Result};
 use crate::options::Options;
 use crate::reaper::Reaper;
-use std::path::{Path, PathBuf};
+use crate::stdio::Opened;
 
-/// The OCI runtime's command line, one method a verb. Needs a running [`Reaper`].
-pub struct Runtime(());
+/// The runtime when the options name none.
+const DEFAULT_BINARY: &str = "runc";
+/// Where runtimes keep state when the options name no root.
+const DEFAULT_ROOT: &str = "/run/containerd/runc";
+
+/// An OCI runtime, for the containers of one namespace.
+pub struct Runtime {
+    reaper: Reaper,
+    binary: String,
+    root: PathBuf,
+    systemd_cgroup: bool,
+    no_pivot_root: bool,
+    no_new_keyring: bool,
+    /// Where the files of single invocations go.
+    bundle: PathBuf,
+    /// Numbers the invocations, for their files' names.
+    sequence: Cell<u64>,
+}
+
+/// A checkpoint to make; the options are CRIU's.
+#[derive(Debug, Clone, Default)]
+pub struct Checkpoint {
+    /// Where the image goes.
+    pub image_path: String,
+    /// Where CRIU works and logs.
+    pub work_path: PathBuf,
+    /// An earlier image that this one builds on; empty: none.
+    pub parent_path: String,
+    /// End the container afterwards.
+    pub exit: bool,
+    /// Keep established TCP connections.
+    pub open_tcp: bool,
+    /// Keep sockets to processes outside.
+    pub external_unix_sockets: bool,
+    /// The container has a terminal.
+    pub terminal: bool,
+    /// Keep file locks.
+    pub file_locks: bool,
+    /// Namespaces to restore empty.
+    pub empty_namespaces: Vec<String>,
+    /// `soft`, `full`, `strict`, `ignore`; empty: CRIU's default.
+    pub cgroups_mode: String,
+}
+
+/// A checkpoint to go on from.
+pub struct Restore<'a> {
+    /// Where the image is.
+    pub image_path: &'a str,
+    /// Where CRIU works and logs.
+    pub work_path: &'a Path,
+    /// The image that this one builds on; empty: none.
+    pub parent_path: &'a str,
+    /// Where the pid is to be written.
+    pub pid_file: &'a Path,
+}
+
+/// Which process of a container a signal is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Its init.
+    Init,
+    /// All in its cgroup.
+    All,
+}
 
 impl Runtime {
-    /// The runtime that `options` name (default `runc`, root `/run/containerd/runc`), for containers
-    /// of `namespace`, run with the working directory `cwd`; logs of its invocations go to `bundle`.
-    pub fn new(_reaper: Reaper, _options: &Options, _namespace: &str, _bundle: &Path) -> Runtime {
-        todo!()
+    /// The runtime that `options` name, for containers of `namespace`. Files of its
+    /// invocations (logs, process specs) are made in `bundle` and removed again.
+    pub fn new(reaper: Reaper, options: &Options, namespace: &str, bundle: &Path) -> Runtime {
+        let or = |name: &str, default: &str| match name {
+            "" => default.to_owned(),
+            name => name.to_owned(),
+        };
+        Runtime {
+            reaper,
+            binary: or(&options.binary_name, DEFAULT_BINARY),
+            root: Path::new(&or(&options.root, DEFAULT_ROOT)).join(namespace),
+            systemd_cgroup: options.systemd_cgroup,
+            no_pivot_root: options.no_pivot_root,
+            no_new_keyring: options.no_new_keyring,
+            bundle: bundle.to_owned(),
+            sequence: Cell::new(0),
+        }
     }
-    /// Where the runtime keeps its state of container `id`: ROOT/NAMESPACE/ID.
-    pub fn state_dir(&self, _id: &str) -> PathBuf {
-        todo!()
+
+    /// Where the runtime keeps its state of container `id`.
+    pub fn state_dir(&self, id: &str) -> PathBuf {
+        self.root.join(id)
     }
-    /// `delete [--force] ID`. A container that does not exist is no error.
-    pub async fn delete(&self, _id: &str, _force: bool) -> Result<()> {
-        todo!()
+
+    /// Makes container `id` from the bundle: its init waits for [`Runtime::start`],
+    /// its pid is in `pid_file`.
+    pub async fn create(&self, id: &str, pid_file: &Path, io: &mut Opened) -> Result<()> {
+        let mut call = self.call("create");
+        call.arg("--bundle").arg(&self.bundle);
+        call.arg("--pid-file").arg(pid_file);
+        call.console(io);
+        if self.no_pivot_root {
+            call.arg("--no-pivot");
+        }
+        if self.no_new_keyring {
+            call.arg("--no-new-keyring");
+        }
+        call.arg(id);
+        call.run_with(io)
+            .await
+            .map_err(failed("OCI runtime create failed"))
     }
-    /// `features`: the JSON the runtime prints. Err of Kind::NotFound when the binary is not there,
-    /// Kind::Unimplemented when it has no such command or fails.
+
+    /// Lets the init of a created container go.
+    pub async fn start(&self, id: &str) -> Result<()> {
+        self.simple("start", id)
+            .await
+            .map_err(failed("OCI runtime start failed"))
+    }
+
+    /// Makes container `id` from a checkpoint's image and lets it run on.
+    pub async fn restore(&self, id: &str, restore: &Restore<'_>, io: &mut Opened) -> Result<()> {
+        let mut call = self.call("restore");
+        call.arg("--image-path").arg(restore.image_path);
+        call.arg("--work-path").arg(restore.work_path);
+        if !restore.parent_path.is_empty() {
+            call.arg("--parent-path").arg(restore.parent_path);
+        }
+        call.arg("--detach").arg("--pid-file").arg(restore.pid_file);
+        call.console(io);
+        if self.no_pivot_root {
+            call.arg("--no-pivot");
+        }
+        call.arg("--no-subreaper")
+            .arg("--bundle")
+            .arg(&self.bundle)
+            .arg(id);
+        call.run_with(io)
+            .await
+            .map_err(failed("OCI runtime restore failed"))
+    }
+
+    /// Writes the state of container `id` to an image.
+    pub async fn checkpoint(&self, id: &str, checkpoint: &Checkpoint) -> Result<()> {
+        let mut call = self.call("checkpoint");
+        call.arg("--image-path").arg(&checkpoint.image_path);
+        call.arg("--work-path").arg(&checkpoint.work_path);
+        if !checkpoint.parent_path.is_empty() {
+            call.arg("--parent-path").arg(&checkpoint.parent_path);
+        }
+        for (set, flag) in [
+            (checkpoint.open_tcp, "--tcp-established"),
+            (checkpoint.external_unix_sockets, "--ext-unix-sk"),
+            (checkpoint.terminal, "--shell-job"),
+            (checkpoint.file_locks, "--file-locks"),
+            (!checkpoint.exit, "--leave-running"),
+        ] {
+            if set {
+                call.arg(flag);
+            }
+        }
+        for namespace in &checkpoint.empty_namespaces {
+            call.arg("--empty-ns").arg(namespace);
+        }
+        if !checkpoint.cgroups_mode.is_empty() {
+            call.arg("--manage-cgroups-mode")
+                .arg(&checkpoint.cgroups_mode);
+        }
+        call.arg(id);
+        call.run()
+            .await
+            .map(drop)
+            .map_err(failed("OCI runtime checkpoint failed"))
+    }
+
+    /// Starts a process in container `id` from `spec`, an OCI process as JSON, and
+    /// answers its pid.
+    pub async fn exec(&self, id: &str, spec: &[u8], io: &mut Opened) -> Result<i32> {
+        let mut call = self.call("exec");
+        let spec_file = call.file("process.json");
+        let pid_file = call.file("pid");
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&spec_file.0)
+            .and_then(|mut file| std::io::Write::write_all(&mut file, spec))
+            .context(|| format!("write {}", spec_file.0.display()))?;
+        call.arg("--process").arg(&spec_file.0);
+        call.console(io);
+        call.arg("--detach").arg("--pid-file").arg(&pid_file.0);
+        call.arg(id);
+        call.run_with(io)
+            .await
+            .map_err(failed("OCI runtime exec failed"))?;
+        read_pid(&pid_file.0)
+    }
+
+    /// Sends `signal` to the init or to all processes of container `id`.
+    pub async fn kill(&self, id: &str, signal: u32, target: Target) -> Result<()> {
+        let mut call = self.call("kill");
+        if target == Target::All {
+            call.arg("--all");
+        }
+        call.arg(id).arg(signal.to_string());
+        match call.run().await {
+            Ok(_) => Ok(()),
+            Err(Failure::Exit(text)) if flavor::says_finished(&text) => {
+                Err(Error::not_found("process already finished"))
+            }
+            Err(Failure::Exit(text)) if flavor::says_gone(&text) => {
+                Err(Error::not_found("no such container"))
+            }
+            Err(failure) => Err(failed("unknown error after kill")(failure)),
+        }
+    }
+
+    /// Freezes all processes of container `id`.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        self.simple("pause", id)
+            .await
+            .map_err(failed("OCI runtime pause failed"))
+    }
+
+    /// Thaws them.
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        self.simple("resume", id)
+            .await
+            .map_err(failed("OCI runtime resume failed"))
+    }
+
+    /// Applies `resources`, OCI `LinuxResources` as JSON, to container `id`.
+    pub async fn update(&self, id: &str, resources: &[u8]) -> Result<()> {
+        let mut call = self.call("update");
+        let file = call.file("resources.json");
+        fs::write(&file.0, resources).context(|| format!("write {}", file.0.display()))?;
+        call.arg("--resources").arg(&file.0).arg(id);
+        call.run()
+            .await
+            .map(drop)
+            .map_err(failed("OCI runtime update failed"))
+    }
+
+    /// Forgets container `id`; with `force` kills it before. A container that the
+    /// runtime does not know is no error.
+    pub async fn delete(&self, id: &str, force: bool) -> Result<()> {
+        let mut call = self.call("delete");
+        if force {
+            call.arg("--force");
+        }
+        call.arg(id);
+        match call.run().await {
+            Ok(_) => Ok(()),
+            Err(Failure::Exit(text)) if flavor::says_gone(&text) => Ok(()),
+            Err(failure) => Err(failed("failed to delete task")(failure)),
+        }
+    }
+
+    /// What the runtime can do, as the JSON that it prints.
+    /// [`Kind::NotFound`]: there is no such runtime; [`Kind::Unimplemented`]: it
+    /// does not say.
     pub async fn features(&self) -> Result<Vec<u8>> {
-        todo!()
+        let call = self.call("features");
+        match call.run().await {
+            Ok(json) => Ok(json),
+            Err(Failure::Spawn(error)) => Err(error),
+            Err(Failure::Exit(text)) => Err(Error::new(Kind::Unimplemented, text)),
+        }
     }
-    /// `--version`: the first line, for `-info`.
-    pub async fn version(&self) -> Result<String> {
-        todo!()
+
+    async fn simple(&self, verb: &str, id: &str) -> std::result::Result<(), Failure> {
+        let mut call = self.call(verb);
+        call.arg(id);
+        call.run().await.map(drop)
+    }
+
+    fn call(&self, verb: &str) -> Call<'_> {
+        let number = self.sequence.get();
+        self.sequence.set(number + 1);
+        let stem = self
+            .bundle
+            .join(format!("{verb}.{}.{number}", std::process::id()));
+        let log = stem.with_added_extension("log.json");
+        let mut command = Command::new(&self.binary);
+        // A runtime must not report to whoever started containerd.
+        command.env_remove("NOTIFY_SOCKET");
+        command.arg("--root").arg(&self.root);
+        command
+            .arg("--log")
+            .arg(&log)
+            .args(["--log-format", "json"]);
+        if self.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command.arg(verb);
+        Call {
+            reaper: &self.reaper,
+            command,
+            log,
+            stem,
+        }
+    }
+}
+
+/// An invocation in the making.
+struct Call<'a> {
+    reaper: &'a Reaper,
+    command: Command,
+    log: PathBuf,
+    stem: PathBuf,
+}
+
+impl Call<'_> {
+    fn arg(&mut self, arg: impl AsRef<OsStr>) -> &mut Self {
+        self.command.arg(arg);
+        self
+    }
+
+    fn console(&mut self, io: &Opened) {
+        if let Some(socket) = io.console_socket() {
+            self.arg("--console-socket").arg(socket);
+        }
+    }
+
+    /// A file of this invocation, gone when the result is.
+    fn file(&self, name: &str) -> Scratch {
+        Scratch(self.stem.with_added_extension(name))
+    }
+
+    async fn run(self) -> std::result::Result<Vec<u8>, Failure> {
+        command::run(self.reaper, self.command, &self.log, Output::Captured).await
+    }
+
+    async fn run_with(mut self, io: &mut Opened) -> std::result::Result<(), Failure> {
+        let given = io.give_to(&mut self.command).map_err(Failure::Spawn)?;
+        let output = if given {
+            Output::Given
+        } else {
+            Output::Captured
+        };
+        command::run(self.reaper, self.command, &self.log, output)
+            .await
+            .map(drop)
+    }
+}
+
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Reads a pid that a runtime wrote: digits, no newline.
+pub fn read_pid(file: &Path) -> Result<i32> {
+    let text = fs::read_to_string(file).context(|| format!("read {}", file.display()))?;
+    text.trim()
+        .parse()
+        .context(|| format!("read a pid from {}", file.display()))
+}
+
+/// Puts the operation before a failure's text.
+fn failed(operation: &'static str) -> impl Fn(Failure) -> Error {
+    move |failure| match failure {
+        // The client sees a failed operation, not a missing object.
+        Failure::Spawn(error) => Error::unknown(error.to_string()).within(operation),
+        Failure::Exit(text) => Error::unknown(text).within(operation),
     }
 }

@@ -1,1 +1,251 @@
-//! stub
+//! The Task service: decode, call, encode. Serves `containerd.task.v2.Task` and
+//! `containerd.task.v3.Task`, whose messages are the same.
+//!
+//! A call that changes something runs to its end even if its client goes away or its
+//! deadline passes: the client asks again, or containerd cleans up.
+
+mod wire;
+
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+
+use crate::error::{Error, Kind, Result};
+use crate::proto::{Empty, Message, task};
+use crate::task::Tasks;
+use crate::ttrpc::server::Call;
+
+/// Both names of the service.
+const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+/// The Task service of this shim.
+pub struct Service {
+    tasks: Tasks,
+    /// Set once nothing is left to serve.
+    over: Cell<bool>,
+    shutdown: Notify,
+    /// Closes the endpoint to new clients, before Shutdown is answered.
+    close: Box<dyn Fn()>,
+}
+
+impl Service {
+    /// A service for `tasks`; `close` keeps new clients out.
+    pub fn new(tasks: Tasks, close: impl Fn() + 'static) -> Service {
+        Service {
+            tasks,
+            over: Cell::default(),
+            shutdown: Notify::new(),
+            close: Box::new(close),
+        }
+    }
+
+    /// Waits for a Shutdown that found no container.
+    pub async fn shut_down(&self) {
+        self.shutdown.notified().await;
+    }
+
+    /// Whether it serves no container.
+    pub fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Answers one call.
+    pub async fn answer(self: Rc<Self>, call: Call) -> Result<Vec<u8>> {
+        if !SERVICES.contains(&call.service.as_str()) {
+            let message = format!("service {}", call.service);
+            return Err(Error::new(Kind::Unimplemented, message));
+        }
+        let payload = &call.payload;
+        match call.method.as_str() {
+            "State" => now(payload, |r| self.state(r)),
+            "Create" => spawned(payload, |r| self.create(r)).await,
+            "Start" => spawned(payload, |r| self.start(r)).await,
+            "Delete" => spawned(payload, |r| self.delete(r)).await,
+            "Pids" => now(payload, |r| self.pids(r)),
+            "Pause" => spawned(payload, |r| self.pause(r)).await,
+            "Resume" => spawned(payload, |r| self.resume(r)).await,
+            "Checkpoint" => spawned(payload, |r| self.checkpoint(r)).await,
+            "Kill" => spawned(payload, |r| self.kill(r)).await,
+            "Exec" => now(payload, |r| self.exec(r)),
+            "ResizePty" => now(payload, |r| self.resize_pty(r)),
+            "CloseIO" => now(payload, |r| self.close_io(r)),
+            "Update" => spawned(payload, |r| self.update(r)).await,
+            "Wait" => wire::encode(&self.wait(decode(payload)?).await?),
+            "Stats" => now(payload, |r| self.stats(r)),
+            "Connect" => now(payload, |r| self.connect(r)),
+            "Shutdown" => now(payload, |r| self.shutdown(r)),
+            method => Err(Error::new(Kind::Unimplemented, format!("method {method}"))),
+        }
+    }
+
+    fn state(&self, request: task::StateRequest) -> Result<task::StateResponse> {
+        let container = self.tasks.find(&request.id)?;
+        container.status(&request.exec_id).map(wire::status)
+    }
+
+    async fn create(
+        self: Rc<Self>,
+        request: task::CreateTaskRequest,
+    ) -> Result<task::CreateTaskResponse> {
+        if self.over.get() {
+            return Err(Error::new(
+                Kind::Unavailable,
+                "create: the shim is shutting down",
+            ));
+        }
+        let container = self.tasks.create(wire::create(request)?).await?;
+        Ok(task::CreateTaskResponse {
+            pid: container.pid(),
+            ..Default::default()
+        })
+    }
+
+    async fn start(self: Rc<Self>, request: task::StartRequest) -> Result<task::StartResponse> {
+        let container = self.tasks.find(&request.id)?;
+        let pid = match request.exec_id.as_str() {
+            "" => container.start().await?,
+            exec_id => container.start_exec(exec_id).await?,
+        };
+        Ok(task::StartResponse {
+            pid,
+            ..Default::default()
+        })
+    }
+
+    async fn delete(self: Rc<Self>, request: task::DeleteRequest) -> Result<task::DeleteResponse> {
+        let deleted = match request.exec_id.as_str() {
+            "" => self.tasks.delete(&request.id).await?,
+            exec_id => self.tasks.find(&request.id)?.delete_exec(exec_id).await?,
+        };
+        Ok(wire::deleted(deleted))
+    }
+
+    fn pids(&self, request: task::PidsRequest) -> Result<task::PidsResponse> {
+        wire::pids(self.tasks.find(&request.id)?.pids()?)
+    }
+
+    async fn pause(self: Rc<Self>, request: task::PauseRequest) -> Result<Empty> {
+        self.tasks
+            .find(&request.id)?
+            .pause()
+            .await
+            .map(|()| Empty::new())
+    }
+
+    async fn resume(self: Rc<Self>, request: task::ResumeRequest) -> Result<Empty> {
+        self.tasks
+            .find(&request.id)?
+            .resume()
+            .await
+            .map(|()| Empty::new())
+    }
+
+    async fn checkpoint(self: Rc<Self>, request: task::CheckpointTaskRequest) -> Result<Empty> {
+        let container = self.tasks.find(&request.id)?;
+        container.checkpoint(wire::checkpoint(request)?).await?;
+        Ok(Empty::new())
+    }
+
+    async fn kill(self: Rc<Self>, request: task::KillRequest) -> Result<Empty> {
+        let container = self.tasks.find(&request.id)?;
+        match request.exec_id.as_str() {
+            "" => container.kill(request.signal, request.all).await?,
+            exec_id => container.kill_exec(exec_id, request.signal)?,
+        }
+        Ok(Empty::new())
+    }
+
+    fn exec(&self, mut request: task::ExecProcessRequest) -> Result<Empty> {
+        let container = self.tasks.find(&request.id)?;
+        let (stdio, spec) = wire::exec(&mut request)?;
+        container.exec(request.exec_id, stdio, &spec)?;
+        Ok(Empty::new())
+    }
+
+    fn resize_pty(&self, request: task::ResizePtyRequest) -> Result<Empty> {
+        let container = self.tasks.find(&request.id)?;
+        container.resize(
+            &request.exec_id,
+            request.width as u16,
+            request.height as u16,
+        )?;
+        Ok(Empty::new())
+    }
+
+    fn close_io(&self, request: task::CloseIORequest) -> Result<Empty> {
+        let container = self.tasks.find(&request.id)?;
+        container.close_stdin(&request.exec_id)?;
+        Ok(Empty::new())
+    }
+
+    async fn update(self: Rc<Self>, request: task::UpdateTaskRequest) -> Result<Empty> {
+        let container = self.tasks.find(&request.id)?;
+        let missing = || Error::invalid(format!("update {}: no resources", request.id));
+        let resources = request.resources.as_ref().ok_or_else(missing)?;
+        container.update(&resources.value).await?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, request: task::WaitRequest) -> Result<task::WaitResponse> {
+        let container = self.tasks.find(&request.id)?;
+        container.wait(&request.exec_id).await.map(wire::waited)
+    }
+
+    fn stats(&self, request: task::StatsRequest) -> Result<task::StatsResponse> {
+        let stats = self.tasks.find(&request.id)?.stats()?;
+        Ok(task::StatsResponse {
+            stats: Some(stats).into(),
+            ..Default::default()
+        })
+    }
+
+    fn connect(&self, request: task::ConnectRequest) -> Result<task::ConnectResponse> {
+        Ok(task::ConnectResponse {
+            shim_pid: std::process::id(),
+            // Never an error: containerd asks before there is a container.
+            task_pid: self
+                .tasks
+                .find(&request.id)
+                .map_or(0, |container| container.pid()),
+            ..Default::default()
+        })
+    }
+
+    fn shutdown(&self, _: task::ShutdownRequest) -> Result<Empty> {
+        if self.tasks.is_empty() {
+            self.over.set(true);
+            // First, so that no new client meets a server that is about to end.
+            (self.close)();
+            self.shutdown.notify_one();
+        }
+        Ok(Empty::new())
+    }
+}
+
+fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {
+    Q::parse_from_bytes(payload)
+        .map_err(|cause| Error::invalid(format!("decode {}: {cause}", Q::NAME)))
+}
+
+/// Answers from memory or the kernel, without waiting.
+fn now<Q: Message, A: Message>(
+    payload: &[u8],
+    call: impl FnOnce(Q) -> Result<A>,
+) -> Result<Vec<u8>> {
+    wire::encode(&call(decode(payload)?)?)
+}
+
+/// Runs a call to its end, whatever becomes of its client.
+async fn spawned<Q, A, F>(payload: &[u8], call: impl FnOnce(Q) -> F) -> Result<Vec<u8>>
+where
+    Q: Message,
+    A: Message,
+    F: Future<Output = Result<A>> + 'static,
+{
+    let ended = spawn_local(call(decode(payload)?)).await;
+    let answer = ended.map_err(|panic| Error::unknown(format!("{}: {panic}", Q::NAME)))?;
+    wire::encode(&answer?)
+}

@@ -1,7 +1,11 @@
 //! Descriptors: what `nix` does not offer, or not with owned descriptors.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A `CLOEXEC` copy of `fd` whose number is at least `lowest`.
 pub fn duplicate_above(fd: BorrowedFd<'_>, lowest: i32) -> io::Result<OwnedFd> {
@@ -54,4 +58,48 @@ pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
     }
     // SAFETY: it is open, and was before this program could have made it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// How many bytes can be read from a pipe, FIFO or terminal right now.
+pub fn unread(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: `fd` is open, and the call stores one int at most.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD as _, &mut count) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(count as usize)
+}
+
+/// Receives a message from `socket` and the first descriptor that came with it, if
+/// any, `CLOEXEC` from the start; others are closed.
+pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    // The most the kernel lets a message carry: none can be cut off and leak.
+    const MOST: usize = 253;
+    let mut text = [0; 4096];
+    let mut text = [IoSliceMut::new(&mut text)];
+    let mut space = nix::cmsg_space!([i32; MOST]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut text, Some(&mut space), flags)?;
+    let mut received = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = part {
+            // SAFETY: the kernel just made these descriptors for us; nobody else
+            // owns them.
+            received.extend(
+                numbers
+                    .into_iter()
+                    .map(|n| unsafe { OwnedFd::from_raw_fd(n) }),
+            );
+        }
+    }
+    Ok(received.into_iter().next())
+}
+
+/// Registers `fd` with the runtime's epoll; on failure gives it back.
+///
+/// # Errors
+/// `EPERM` for what is always ready: regular files, some devices.
+pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
+    // SAFETY: an `OwnedFd` means one descriptor, and nobody else can close it.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(|e| e.into_parts())
 }

@@ -115,13 +115,13 @@ pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reaps one ended child: its pid and its exit code, or 128 + the number of the
-/// signal that killed it, real-time signals included. `None` when no child has
-/// ended; `ECHILD` when there is no child at all.
-pub fn reap_any() -> io::Result<Option<(i32, u32)>> {
+/// Reaps one ended child, `pid` or, for -1, any: its pid and its exit code, or 128 +
+/// the number of the signal that killed it, real-time signals included. `None` when
+/// none has ended; `ECHILD` when there is no such child.
+pub fn reap(pid: i32) -> io::Result<Option<(i32, u32)>> {
     let mut status = 0;
     // SAFETY: `status` is a valid place for one int; the call stores nothing else.
-    match unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } {
+    match unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } {
         0 => Ok(None),
         pid if pid > 0 => {
             let status = if libc::WIFSIGNALED(status) {

@@ -20,11 +20,11 @@ pub type Handler = Rc<dyn Fn(Call) -> Pin<Box<dyn Future<Output = Result<Vec<u8>
 pub struct Server(());
 
 impl Server {
-    pub fn new(_listener: UnixListener, _handler: Handler) -> Result<Rc<Self>> {
+    pub fn new(_listener: UnixListener) -> Result<Rc<Self>> {
         todo!()
     }
     /// Serves until [`Server::close`].
-    pub async fn run(self: Rc<Self>) -> Result<()> {
+    pub async fn run(self: Rc<Self>, _handler: Handler) -> Result<()> {
         todo!()
     }
     /// From now on nobody can connect: refuses connections and removes the socket's file

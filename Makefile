@@ -1,0 +1,37 @@
+# `make` tells what there is to make.
+TARGET := $(shell uname -m)-unknown-linux-musl
+NAME   := containerd-shim-rs-v2
+BINARY := target/$(TARGET)/release/$(NAME)
+PREFIX ?= /usr/local
+
+.PHONY: help setup build check test demo install
+
+help: ## this list
+	@awk -F ': *## ' '/^[a-z]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what building and testing need (root; Debian)
+	@hack/setup
+
+build: ## the static release binary
+	@hack/setup musl
+	@cargo build --locked --release --target $(TARGET)
+	@hack/check-binary $(BINARY)
+
+check: ## format, lints, layers, unit tests (no root, no daemon)
+	@cargo fmt --all --check
+	@cargo clippy --locked --all-targets -- -D warnings
+	@hack/check-layers
+	@cargo test --locked --lib --bins
+
+test: ## everything: setup, check, build, tests of the shim, tests with daemons (root)
+	@hack/test
+
+demo: ## see it run a container, beside containerd's own shim (root)
+	@hack/demo
+
+install: ## install the built binary: PREFIX=/usr/local, DESTDIR=
+	@[ -x $(BINARY) ] || { echo "no $(BINARY): run make build first" >&2; exit 1; }
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/$(NAME)
+	@echo "containerd finds it as runtime io.containerd.rs.v2. To let it serve io.containerd.runc.v2, name"
+	@echo "it so in a directory that comes before containerd's own shim on the daemon's PATH:"
+	@echo "  ln -s $(PREFIX)/bin/$(NAME) $(PREFIX)/bin/containerd-shim-runc-v2"

@@ -1,0 +1,132 @@
+//! One process of a container, init or exec: who it is, its stdio, how it ended,
+//! and who waits for that. It decides nothing and tells nobody; its container does.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use tokio::sync::{Mutex, Notify};
+
+use super::state::State;
+use crate::error::{Error, Result};
+use crate::reaper::{Child, Exit};
+use crate::stdio::{Stdio, Streams};
+
+/// An init or exec process.
+pub struct Process {
+    /// The container's id for an init, else the exec's.
+    pub id: String,
+    /// Its stdio as the request named it.
+    pub stdio: Stdio,
+    state: Cell<State>,
+    child: RefCell<Option<Child>>,
+    streams: RefCell<Option<Rc<Streams>>>,
+    exit: Cell<Option<Exit>>,
+    /// It ended, or will never start: nobody need wait any more.
+    over: Cell<bool>,
+    ended: Notify,
+    /// Held across a lifecycle call: one at a time for each process.
+    turn: Mutex<()>,
+}
+
+impl Process {
+    /// A process that is still to be made.
+    pub fn new(id: String, stdio: Stdio) -> Process {
+        Process {
+            id,
+            stdio,
+            state: Cell::new(State::Created),
+            child: RefCell::default(),
+            streams: RefCell::default(),
+            exit: Cell::default(),
+            over: Cell::default(),
+            ended: Notify::new(),
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// Waits for this call's turn: lifecycle calls of one process queue.
+    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Its state.
+    pub fn state(&self) -> State {
+        self.state.get()
+    }
+
+    /// Sets the state that [`super::state`] answered.
+    pub fn set_state(&self, state: State) {
+        self.state.set(state);
+    }
+
+    /// It has a process now.
+    pub fn began(&self, child: Child, streams: Streams) {
+        self.child.replace(Some(child));
+        self.streams.replace(Some(Rc::new(streams)));
+    }
+
+    /// Its pid; 0 before it has one.
+    pub fn pid(&self) -> u32 {
+        self.child
+            .borrow()
+            .as_ref()
+            .map_or(0, |child| child.pid as u32)
+    }
+
+    /// Sends `signal` to it, and to no other.
+    pub fn signal(&self, signal: u32) -> Result<()> {
+        let child = self.child.borrow();
+        let child = child.as_ref().ok_or_else(finished)?;
+        child.signal(signal as i32).map_err(|cause| {
+            if cause.raw_os_error() == Some(Errno::ESRCH as i32) {
+                return finished();
+            }
+            Error::unknown(format!(
+                "unknown error after kill: signal {signal}: {cause}"
+            ))
+        })
+    }
+
+    /// Its stdio while it has any.
+    pub fn streams(&self) -> Option<Rc<Streams>> {
+        self.streams.borrow().clone()
+    }
+
+    /// Gives up its stdio: every descriptor of it is closed.
+    pub fn close_streams(&self) {
+        self.streams.take();
+    }
+
+    /// How it ended, if it did.
+    pub fn exit(&self) -> Option<Exit> {
+        self.exit.get()
+    }
+
+    /// It ended: its output's drain begins and its waiters go on.
+    pub fn exited(&self, exit: Exit) {
+        self.exit.set(Some(exit));
+        if let Some(streams) = self.streams() {
+            streams.process_exited();
+        }
+        self.give_up();
+    }
+
+    /// It will never run: its waiters go on.
+    pub fn give_up(&self) {
+        self.over.set(true);
+        self.ended.notify_waiters();
+    }
+
+    /// Waits until it ended or will never run. Answers its exit, if it has one.
+    pub async fn wait(&self) -> Option<Exit> {
+        while !self.over.get() {
+            self.ended.notified().await;
+        }
+        self.exit()
+    }
+}
+
+fn finished() -> Error {
+    Error::not_found("process already finished")
+}

@@ -1,0 +1,208 @@
+//! Random schedules over the real containers, with a fake kernel and a runtime that
+//! answers when the schedule says so: whatever happens when, events keep their order.
+//! A failure prints its schedule; `proptest` keeps its seed.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::rc::Rc;
+
+use proptest::prelude::*;
+use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
+
+use super::*;
+use crate::bundle::Bundle;
+use crate::reaper::fake::Kernel;
+use crate::stdio::Stdio;
+
+/// What a schedule may do next; numbers choose among what there is, modulo.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Start,
+    Add,
+    StartExec(usize),
+    DeleteExec(usize),
+    Delete,
+    Pause,
+    Resume,
+    /// The n-th runtime command in flight ends well, or not.
+    Answer(usize, bool),
+    /// The n-th process of the container ends.
+    End(usize),
+    /// Let whatever can go on go on.
+    Settle,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        2 => Just(Step::Start),
+        2 => Just(Step::Add),
+        3 => (0..4usize).prop_map(Step::StartExec),
+        2 => (0..4usize).prop_map(Step::DeleteExec),
+        1 => Just(Step::Delete),
+        1 => Just(Step::Pause),
+        1 => Just(Step::Resume),
+        6 => (0..4usize, prop::bool::weighted(0.8)).prop_map(|(n, ok)| Step::Answer(n, ok)),
+        3 => (0..4usize).prop_map(Step::End),
+        6 => Just(Step::Settle),
+    ];
+    prop::collection::vec(step, 0..50)
+}
+
+/// A container in a world that a schedule drives.
+struct World {
+    kernel: Rc<Kernel>,
+    reaper: Reaper,
+    tasks: Rc<Tasks>,
+    bundle: tempfile::TempDir,
+    /// The container's own processes: those that are no runtime command.
+    members: RefCell<Vec<i32>>,
+    calls: RefCell<Vec<JoinHandle<()>>>,
+    execs: RefCell<usize>,
+}
+
+const ID: &str = "c";
+
+impl World {
+    fn new() -> World {
+        let kernel = Rc::new(Kernel::default());
+        let reaper = Reaper::over(kernel.clone());
+        let bundle = tempfile::tempdir().expect("a bundle");
+        let spec = r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#;
+        fs::write(bundle.path().join("config.json"), spec).expect("a spec");
+        let tasks = Rc::new(Tasks::new(Shared {
+            reaper: reaper.clone(),
+            events: Events::new("unix:///nowhere".into(), "ns".into()),
+            namespace: "ns".into(),
+        }));
+        World {
+            kernel,
+            reaper,
+            tasks,
+            bundle,
+            members: RefCell::default(),
+            calls: RefCell::default(),
+            execs: RefCell::default(),
+        }
+    }
+
+    fn call<F: Future<Output = ()> + 'static>(&self, call: F) {
+        self.calls.borrow_mut().push(spawn_local(call));
+    }
+
+    fn create(&self) {
+        let tasks = self.tasks.clone();
+        let create = Create {
+            id: ID.into(),
+            bundle: Bundle::at(self.bundle.path()),
+            rootfs: Vec::new(),
+            stdio: Stdio::default(),
+            options: Options::default(),
+            checkpoint: None,
+        };
+        self.call(async move { drop(tasks.create(create).await) });
+    }
+
+    /// Does something with the container, if there is one.
+    fn with<F: Future<Output = ()> + 'static>(&self, call: impl FnOnce(Rc<Container>) -> F) {
+        if let Ok(container) = self.tasks.find(ID) {
+            self.call(call(container));
+        }
+    }
+
+    fn exec(&self, n: usize) -> String {
+        let added = (*self.execs.borrow()).max(1);
+        format!("e{}", n % added)
+    }
+
+    async fn step(&self, step: Step) {
+        match step {
+            Step::Start => self.with(|c| async move { drop(c.start().await) }),
+            Step::Add => self.add(),
+            Step::StartExec(n) => {
+                let id = self.exec(n);
+                self.with(|c| async move { drop(c.start_exec(&id).await) });
+            }
+            Step::DeleteExec(n) => {
+                let id = self.exec(n);
+                self.with(|c| async move { drop(c.delete_exec(&id).await) });
+            }
+            Step::Delete => {
+                let tasks = self.tasks.clone();
+                self.call(async move { drop(tasks.delete(ID).await) });
+            }
+            Step::Pause => self.with(|c| async move { drop(c.pause().await) }),
+            Step::Resume => self.with(|c| async move { drop(c.resume().await) }),
+            Step::Answer(n, well) => self.answer(n, well),
+            Step::End(n) => self.end(n),
+            Step::Settle => self.settle().await,
+        }
+    }
+
+    fn add(&self) {
+        let id = format!("e{}", self.execs.borrow());
+        if let Ok(container) = self.tasks.find(ID)
+            && container.exec(id, Stdio::default(), b"{}").is_ok()
+        {
+            *self.execs.borrow_mut() += 1;
+        }
+    }
+
+    /// The runtime does what it was asked, or fails.
+    fn answer(&self, n: usize, well: bool) {
+        let mut spawned = self.kernel.spawned.borrow_mut();
+        if spawned.is_empty() {
+            return;
+        }
+        let n = n % spawned.len();
+        let (pid, args) = spawned.remove(n);
+        if let (true, Some(at)) = (well, args.iter().position(|arg| arg == "--pid-file")) {
+            let member = self.kernel.fork();
+            self.members.borrow_mut().push(member);
+            fs::write(&args[at + 1], member.to_string()).expect("a pid file");
+        }
+        drop(spawned);
+        self.reaper.end(pid, u32::from(!well));
+    }
+
+    fn end(&self, n: usize) {
+        let mut members = self.members.borrow_mut();
+        if !members.is_empty() {
+            let n = n % members.len();
+            self.reaper.end(members.remove(n), 137);
+        }
+    }
+
+    /// What was sent SIGKILL ends, and every task goes as far as it can.
+    async fn settle(&self) {
+        for _ in 0..20 {
+            for pid in self.kernel.signalled.take() {
+                let mut members = self.members.borrow_mut();
+                if let Some(n) = members.iter().position(|member| *member == pid) {
+                    self.reaper.end(members.remove(n), 137);
+                }
+            }
+            yield_now().await;
+        }
+    }
+
+    /// Everything that is under way ends, then the container does.
+    async fn finish(&self) {
+        for _ in 0..20 {
+            while !self.kernel.spawned.borrow().is_empty() {
+                self.answer(0, true);
+            }
+            self.settle().await;
+        }
+        while !self.members.borrow().is_empty() {
+            self.end(0);
+        }
+        self.step(Step::Delete).await;
+        for _ in 0..20 {
+            self.settle().await;
+            while !self.kernel.spawned.borrow().is_empty() {
+                self.answer(0, true);
+            }
+        }
+    }
+}

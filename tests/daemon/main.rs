@@ -1,0 +1,73 @@
+//! The shim under real daemons: containerd 1.6, 1.7 and 2, driven with `ctr`.
+//!
+//! The table is daemon × naming of the runtime × case. Each cell is a test with
+//! a world of its own (`hack/daemon`): own containerd, pids, mounts. When a case
+//! is through, nothing may be left in its world. `SHIM_UNDER_TEST` names another
+//! shim, such as containerd's own.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests are a client: they spawn `ctr`, and wait for what a daemon does"
+)]
+
+mod cases;
+mod ctr;
+mod world;
+
+use ctr::Naming;
+
+/// The cases, for one daemon and one naming.
+macro_rules! cases {
+    ($version:literal, $naming:expr) => {
+        cases! { $version, $naming;
+            exit_codes_and_output
+            exit_by_signal
+            stdin_until_its_end
+            terminal
+            exec
+            exec_with_a_terminal
+            lifecycle
+            attach
+            events_in_order
+            daemon_restarted
+            exit_while_the_daemon_is_down
+            shim_killed
+            fifty_at_once
+            command_not_found
+            broken_config
+            id_in_use
+            unknown_runtime_binary
+        }
+    };
+    ($version:literal, $naming:expr; $($case:ident)*) => {$(
+        #[test]
+        fn $case() {
+            let name = concat!(module_path!(), "::", stringify!($case));
+            crate::world::enter($version, name, || crate::cases::$case(&crate::ctr::Ctr::new($naming)));
+        }
+    )*};
+}
+
+/// The namings, for one daemon.
+macro_rules! namings {
+    ($version:literal) => {
+        mod path {
+            cases! { $version, crate::Naming::Path }
+        }
+        mod name {
+            cases! { $version, crate::Naming::Name }
+        }
+        mod drop_in {
+            cases! { $version, crate::Naming::DropIn }
+        }
+    };
+}
+
+mod containerd_1_6 {
+    namings! { "1.6" }
+}
+mod containerd_1_7 {
+    namings! { "1.7" }
+}
+mod containerd_2 {
+    namings! { "2" }
+}

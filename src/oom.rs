@@ -17,7 +17,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -29,7 +29,7 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use crate::cgroup::{self, Cgroup, MemoryDir};
 use crate::error::{Context, Error, Result};
-use crate::sys::fd::eventfd;
+use crate::sys::fd::{eventfd, watch};
 
 /// A watch for OOM kills in a container's cgroup. Dropping it ends it.
 pub struct OomWatch {
@@ -79,7 +79,7 @@ impl OomWatch {
                 let control = dir.join("cgroup.event_control");
                 let control = File::options().write(true).open(control)?;
                 control.write_all_at(format!("{event_fd} {file_fd}").as_bytes(), 0)?;
-                AsyncFd::with_interest(event, Interest::READABLE)
+                watched(event, Interest::READABLE)
             })
             .context(|| format!("watch {}", file.display()))?;
         let task = spawn_local(counter.clone().follow_v1(notified));
@@ -88,9 +88,11 @@ impl OomWatch {
 
     fn watch_v2(file: &Path, key: &'static str, on_oom: Box<dyn Fn()>) -> Result<OomWatch> {
         let counter = Counter::open(file, key, None, on_oom)?;
-        let changes = AsyncFd::with_interest(counter.clone(), Interest::PRIORITY)
+        let changes = counter.file.try_clone();
+        let changes = changes
+            .and_then(|file| watched(file.into(), Interest::PRIORITY))
             .context(|| format!("watch {}", file.display()))?;
-        let task = spawn_local(follow_v2(changes));
+        let task = spawn_local(counter.clone().follow_v2(changes));
         Ok(OomWatch { counter, task })
     }
 
@@ -162,6 +164,17 @@ impl Counter {
         }
     }
 
+    /// v2: the kernel raises POLLPRI on the file whenever it changed since it was read,
+    /// through whichever descriptor.
+    async fn follow_v2(self: Rc<Self>, changes: AsyncFd<OwnedFd>) {
+        while self.tell(false).is_ok() {
+            match changes.ready(Interest::PRIORITY).await {
+                Ok(mut guard) => guard.clear_ready(),
+                Err(_) => return,
+            }
+        }
+    }
+
     /// Waits for the kill that a notification announced, if there is to be one. The
     /// kernel tells nobody of the kill itself, so this looks a few times.
     async fn settle(&self) -> io::Result<()> {
@@ -179,20 +192,9 @@ impl Counter {
     }
 }
 
-impl AsRawFd for Counter {
-    fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
-    }
-}
-
-/// v2: the kernel raises POLLPRI on the file whenever it changed since it was read.
-async fn follow_v2(changes: AsyncFd<Rc<Counter>>) {
-    while changes.get_ref().tell(false).is_ok() {
-        match changes.ready(Interest::PRIORITY).await {
-            Ok(mut guard) => guard.clear_ready(),
-            Err(_) => return,
-        }
-    }
+/// Registers `fd` for `interest`.
+fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(fd, interest).map_err(|(_closed, error)| error)
 }
 
 fn is_stuck(oom_control: &str) -> bool {

@@ -140,7 +140,7 @@ fn join_in(root: &Path, path: &Path, pid: i32) -> Result<()> {
 }
 
 /// The OOM kills counted in `text`, of a `memory.events` or `memory.oom_control`.
-pub fn oom_kills(text: &str) -> u64 {
+fn oom_kills(text: &str) -> u64 {
     value(text, "oom_kill")
 }
 

@@ -105,20 +105,35 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_helper_that_is_not_there_is_named() {
-        let (program, kind) = ("/missing/mount.fuse3", "x");
-        let helper = Helper { program, kind };
+    /// Has `program` mount, and says what came of it and where it was to mount.
+    fn mounted_by(program: &'static str) -> (Result<()>, PathBuf) {
+        let helper = Helper { program, kind: "x" };
         let dir = tempfile::tempdir().unwrap();
         let wanted = Mount {
             kind: "fuse3.x".into(),
-            source: "s".into(),
+            source: "/missing".into(),
+            options: vec!["allow_other".into()],
             ..Mount::default()
         };
-        let error = helper.mount(&wanted, dir.path(), &Reaper::new()).await;
-        let dir = dir.path().display();
-        let expected = format!("mount fuse3.x s on {dir}: run /missing/mount.fuse3: ");
-        let error = error.unwrap_err().to_string();
+        let reaper = Reaper::new();
+        let done = reaper.block_on(helper.mount(&wanted, dir.path(), &reaper));
+        (done.unwrap(), dir.path().to_owned())
+    }
+
+    #[test]
+    fn a_helper_that_is_not_there_is_named() {
+        let (outcome, dir) = mounted_by("/missing/mount.fuse3");
+        let dir = dir.display();
+        let expected = format!("mount fuse3.x /missing on {dir}: run /missing/mount.fuse3: ");
+        let error = outcome.unwrap_err().to_string();
         assert!(error.starts_with(&expected), "{error}");
+    }
+
+    #[test]
+    fn a_helper_is_waited_for_and_its_complaint_is_the_error() {
+        assert_eq!(mounted_by("true").0, Ok(()));
+        let error = mounted_by("ls").0.unwrap_err().to_string();
+        assert!(error.contains(": ls exited with 2: "), "{error}");
+        assert!(error.contains("cannot access '/missing'"), "{error}");
     }
 }

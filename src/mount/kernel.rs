@@ -207,16 +207,14 @@ fn make_read_only(target: Target<'_>, flags: MsFlags) -> nix::Result<()> {
     )
 }
 
-/// The flags of the mount at `path` that a user namespace may have locked.
+/// The flags of the mount at `path` that a user namespace may have locked. Those
+/// about access times are not among them: a remount that names none keeps them.
 fn present_flags(path: &Path) -> nix::Result<MsFlags> {
     let present = statvfs(path)?.flags();
     let pairs = [
         (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
         (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
         (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
-        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
-        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
-        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
     ];
     let held = pairs.iter().filter(|(fs, _)| present.contains(*fs));
     Ok(held.fold(MsFlags::empty(), |all, (_, flag)| all | *flag))

@@ -16,6 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
@@ -104,11 +105,17 @@ impl Server {
     /// Serves until [`Server::close`]; connections that are open then go on by
     /// themselves. Must run in a `LocalSet`. Failures to accept do not end it.
     pub async fn run(self: Rc<Self>) -> Result<()> {
+        let mut failing = false;
         while let Some(accepted) = poll_fn(|cx| self.poll_accept(cx)).await {
             match accepted {
-                Ok(stream) => self.admit(stream),
+                Ok(stream) => {
+                    failing = false;
+                    self.admit(stream);
+                }
                 Err(e) => {
-                    warn!("accept ttrpc connection: {e}");
+                    if !mem::replace(&mut failing, true) {
+                        warn!("accept ttrpc connection, will try again: {e}");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             }

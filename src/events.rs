@@ -862,7 +862,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
+        #![proptest_config(ProptestConfig::with_cases(20))]
         #[test]
         fn whatever_containerd_does_events_arrive_in_order(
             script in proptest::collection::vec(

@@ -216,7 +216,6 @@ fn present_flags(path: &Path) -> nix::Result<MsFlags> {
         (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
         (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
         (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
-        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
     ];
     let held = pairs.iter().filter(|(fs, _)| present.contains(*fs));
     Ok(held.fold(MsFlags::empty(), |all, (_, flag)| all | *flag))

@@ -139,6 +139,32 @@ fn join_in(root: &Path, path: &Path, pid: i32) -> Result<()> {
     })
 }
 
+/// The OOM kills counted in `text`, of a `memory.events` or `memory.oom_control`.
+pub fn oom_kills(text: &str) -> u64 {
+    value(text, "oom_kill")
+}
+
+/// The number that `text`, a file of keys and numbers, has for `key`; else 0.
+pub fn value(text: &str, key: &str) -> u64 {
+    files::keyed(text)
+        .find(|(name, _)| *name == key)
+        .map_or(0, |(_, value)| value)
+}
+
+/// The OOM kills counted in v1 cgroups below `dir`, which its own counter leaves out.
+pub fn oom_kills_below(dir: &Path) -> u64 {
+    let mut kills = 0;
+    let mut reader = Reader::default();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let dir = entry.path();
+            kills += reader.text(&dir, "memory.oom_control").map_or(0, oom_kills);
+            kills += oom_kills_below(&dir);
+        }
+    }
+    kills
+}
+
 fn gone() -> Error {
     Error::not_found("cgroup does not exist")
 }

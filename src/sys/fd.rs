@@ -18,6 +18,17 @@ pub fn duplicate_above(fd: BorrowedFd<'_>, lowest: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// A counter in the kernel (`eventfd(2)`), `CLOEXEC` and non-blocking.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and returns a new descriptor or -1.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Marks every descriptor from `first` on `CLOEXEC`: what a parent left open by
 /// mistake goes no further than this process.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {

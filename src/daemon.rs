@@ -7,7 +7,6 @@
 use std::future::Future;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +22,6 @@ use crate::service::Service;
 use crate::socket::{self, Claim};
 use crate::sys;
 use crate::task::{Shared, Tasks};
-use crate::ttrpc::server::{Handler, Server};
 
 /// The listening socket that `start` leaves open for the server.
 const LISTENER: i32 = 3;
@@ -70,17 +68,9 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         events: events.clone(),
         namespace: flags.namespace.clone(),
     });
-    let server = Server::new(listener)?;
-    let close = {
-        let server = server.clone();
-        move || server.close()
-    };
-    let service = Rc::new(Service::new(tasks, close));
-    let handler: Handler = {
-        let service = service.clone();
-        Rc::new(move |call| Box::pin(service.clone().answer(call)))
-    };
-    spawn_local(server.clone().run(handler));
+    let service = Service::new(tasks);
+    let server = service.endpoint(listener)?;
+    spawn_local(server.clone().run());
     log::info!("serving containers of namespace {}", flags.namespace);
 
     tokio::select! {

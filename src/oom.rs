@@ -8,8 +8,9 @@
 //!
 //! A kept file does not outlive its cgroup: after the `rmdir`, reads say ENODEV.
 //! systemd may remove a scope as soon as its last process is dead, so `finish` wants
-//! to be called as soon as that is reaped. Too late all the same, it goes by what the
-//! kernel notified of without the counter having shown it.
+//! to be called as soon as that is reaped. If that is too late all the same, a v1
+//! notification that no kill followed yet is taken for one; on v2 nothing is left to
+//! go by, but there the kernel has notified of the kill itself.
 //!
 //! Lacks on purpose: a thread, and paths: nothing is looked up again by name, but
 //! cgroups that the container made itself.

@@ -129,10 +129,6 @@ fn mount_plainly(wanted: &Mount, options: &mut Options, target: Target<'_>) -> R
             .context(|| format!("attach {} to a loop device", wanted.source))?;
         device = Some(attached);
     }
-    // A remount without data changes flags only; the calls after this one do that.
-    if options.flags.contains(MsFlags::MS_REMOUNT) && options.data.is_empty() {
-        return Ok(());
-    }
     let data = joined(options)?;
     let source = match &device {
         Some((_kept, path)) => path.as_path(),

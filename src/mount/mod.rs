@@ -185,6 +185,19 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_can_be_remounted() {
+        privately(async |dir| {
+            let rootfs = dir.join("rootfs");
+            let tmpfs = |options: &[&str]| a_mount("tmpfs", "tmpfs", "", options);
+            let mounts = vec![tmpfs(&["size=1m"]), tmpfs(&["remount", "ro"])];
+            mount_there(mounts, &rootfs).await.unwrap();
+            assert_eq!(mounts_below(&dir), [rootfs.as_path()]);
+            let error = fs::write(rootfs.join("file"), "x").unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        });
+    }
+
+    #[test]
     fn when_a_mount_fails_those_before_it_are_undone() {
         privately(async |dir| {
             let (source, rootfs) = (dir_with_file(dir.join("a"), "file"), dir.join("rootfs"));

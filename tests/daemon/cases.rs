@@ -80,7 +80,8 @@ pub fn exec(ctr: &Ctr) {
     ctr.exec("box", "bad", "exec no-such-command")
         .expect(127, "");
     let missing = ctr.call("task exec --exec-id three box no-such-command");
-    missing.expect_error("exec: \"no-such-command\": executable file not found in $PATH");
+    missing.expect_error("no-such-command");
+    missing.expect_error("not found in $PATH");
     // None of it has hurt the container, and the name is free again.
     ctr.exec("box", "one", "kill -9 $$").expect(137, "");
     ctr.exec("box", "three", "echo fine").expect(0, "fine\n");
@@ -246,8 +247,10 @@ pub fn fifty_at_once(ctr: &Ctr) {
 }
 
 pub fn command_not_found(ctr: &Ctr) {
+    // The runtime's own words, which differ, must come through.
     let done = ctr.run(&["--rm"], "box", &["no-such-command"]);
-    done.expect_error("exec: \"no-such-command\": executable file not found in $PATH");
+    done.expect_error("no-such-command");
+    done.expect_error("not found in $PATH");
     assert_eq!(ctr.task("box"), None);
     still_works(ctr);
 }

@@ -15,8 +15,11 @@ use std::time::{Duration, Instant};
 /// Set inside a world; its value is the name of the test.
 const INSIDE: &str = "DAEMON_TEST";
 
-/// A case that hangs is killed after this; each of its steps has its own, shorter limit.
-const CASE_SECONDS: &str = "120";
+/// A case that hangs gives up after this; each of its steps has its own, shorter limit.
+const CASE_LIMIT: Duration = Duration::from_secs(100);
+
+/// If even that does not end its world, it is killed after this many seconds.
+const WORLD_LIMIT: &str = "150";
 
 /// The longest that anything a daemon or shim does may take here.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -27,12 +30,17 @@ pub fn enter(version: &str, test: &str, case: impl FnOnce()) {
     let name = test.split_once("::").expect("a path with its crate").1;
     if std::env::var(INSIDE).as_deref() == Ok(name) {
         let _log = LogOnPanic;
+        std::thread::spawn(|| {
+            std::thread::sleep(CASE_LIMIT);
+            println!("the case has not ended after {CASE_LIMIT:?}");
+            std::process::exit(1);
+        });
         case();
         assert_nothing_left();
         return;
     }
     let output = Command::new("timeout")
-        .args(["--signal=KILL", CASE_SECONDS])
+        .args(["--signal=KILL", WORLD_LIMIT])
         .args([&daemon_script(), version])
         .arg(std::env::current_exe().expect("this program's path"))
         .args(["--exact", name, "--nocapture", "--quiet"])

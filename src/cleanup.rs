@@ -58,7 +58,7 @@ pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
 fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> u32 {
     let mut check = |result: Result<()>| result.unwrap_or_else(&mut *warn);
     check(delete_container(flags, bundle));
-    check(unmount(&bundle.rootfs()));
+    check(mount::unmount_all_blocking(&bundle.rootfs()));
     check(remove_socket(bundle));
     match bundle.init_pid() {
         Ok(pid) => pid.unwrap_or_default() as u32,
@@ -98,13 +98,6 @@ fn delete_container(flags: &Flags, bundle: &Bundle) -> Result<()> {
         .context(|| "start the event loop")?
         .map_err(|e| e.within(format!("delete container {}", flags.id)))
         .and(broken)
-}
-
-fn unmount(rootfs: &Path) -> Result<()> {
-    match rootfs.exists() {
-        true => mount::unmount_all_blocking(rootfs),
-        false => Ok(()),
-    }
 }
 
 /// Removes the server's socket; other containers of a pod may still be served on it.

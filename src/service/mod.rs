@@ -207,7 +207,7 @@ impl Service {
     }
 
     fn stats(&self, request: task::StatsRequest) -> Result<task::StatsResponse> {
-        let stats = self.tasks.find(&request.id)?.stats()?;
+        let stats = self.tasks.find(&request.id)?.cgroup()?.stats()?;
         Ok(task::StatsResponse {
             stats: Some(stats).into(),
             ..Default::default()

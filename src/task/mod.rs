@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+pub use crate::runtime::Checkpoint;
 pub use container::{Container, Create, Deleted, Image, Member, Status};
 pub use state::State;
 

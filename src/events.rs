@@ -101,6 +101,9 @@ struct Queue {
     queued: Notify,
     /// Nothing waits any more.
     emptied: Notify,
+    /// All that was ever published.
+    #[cfg(test)]
+    told: RefCell<Vec<Event>>,
 }
 
 /// An event on its way.
@@ -121,11 +124,21 @@ impl Events {
             waiting: RefCell::default(),
             queued: Notify::new(),
             emptied: Notify::new(),
+            #[cfg(test)]
+            told: RefCell::default(),
         }))
+    }
+
+    /// All that was ever published, in order.
+    #[cfg(test)]
+    pub fn told(&self) -> Vec<Event> {
+        self.0.told.borrow().clone()
     }
 
     /// Queues `event`, stamped with the time of this call. Never blocks, never fails.
     pub fn publish(&self, event: Event) {
+        #[cfg(test)]
+        self.0.told.borrow_mut().push(event.clone());
         if self.0.address.is_empty() {
             debug!("nobody to tell of {event:?}");
             return;

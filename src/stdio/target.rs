@@ -151,7 +151,7 @@ mod tests {
                 "ttrpc+unix:///a?stream_id=1",
                 "unknown STDIO scheme ttrpc+unix",
             ),
-            ("http://a/b", "unknown STDIO scheme http"),
+            ("gopher://a/b", "unknown STDIO scheme http"),
             ("file://host/a", "file://host/a: its path is not absolute"),
             ("file://", "not absolute"),
             ("binary:///a%2", "without two hex digits"),

@@ -3,6 +3,8 @@
 mod container;
 mod exits;
 mod process;
+#[cfg(test)]
+mod schedules;
 mod state;
 
 use std::cell::RefCell;

@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
 
 use super::*;
 use crate::bundle::Bundle;
+use crate::events::Event;
 use crate::reaper::fake::Kernel;
 use crate::stdio::Stdio;
 
@@ -186,23 +187,133 @@ impl World {
         }
     }
 
-    /// Everything that is under way ends, then the container does.
+    /// Everything that is under way ends, then the container does, and is deleted.
     async fn finish(&self) {
-        for _ in 0..20 {
-            while !self.kernel.spawned.borrow().is_empty() {
-                self.answer(0, true);
+        for _ in 0..8 {
+            self.answer_all().await;
+            while !self.members.borrow().is_empty() {
+                self.end(0);
             }
-            self.settle().await;
-        }
-        while !self.members.borrow().is_empty() {
-            self.end(0);
         }
         self.step(Step::Delete).await;
-        for _ in 0..20 {
+        self.answer_all().await;
+    }
+
+    async fn answer_all(&self) {
+        for _ in 0..4 {
             self.settle().await;
             while !self.kernel.spawned.borrow().is_empty() {
                 self.answer(0, true);
             }
         }
+        self.settle().await;
+    }
+}
+
+/// What the events say, checked one by one as they were told.
+#[derive(Default)]
+struct Story {
+    created: bool,
+    started: bool,
+    init_exits: usize,
+    deleted: bool,
+    /// Of each exec: whether it was started, and how often it exited.
+    execs: BTreeMap<String, (bool, usize)>,
+}
+
+impl Story {
+    fn tell(&mut self, event: &Event) {
+        assert!(!self.deleted, "{event:?} after the deletion");
+        match event {
+            Event::Create { .. } => {
+                assert!(!self.created, "created twice");
+                self.created = true;
+            }
+            Event::Start { .. } => {
+                assert!(self.created && !self.started, "started out of order");
+                assert_eq!(self.init_exits, 0, "started after its exit");
+                self.started = true;
+            }
+            Event::ExecAdded { exec_id, .. } => {
+                assert!(self.created, "exec before the container");
+                self.execs.insert(exec_id.clone(), (false, 0));
+            }
+            Event::ExecStarted { exec_id, .. } => {
+                let exec = self.execs.get_mut(exec_id).expect("added before");
+                assert_eq!(*exec, (false, 0), "{exec_id} started out of order");
+                assert_eq!(self.init_exits, 0, "{exec_id} started after init's exit");
+                exec.0 = true;
+            }
+            Event::Exit { id, .. } if id == ID => {
+                assert!(self.created, "exit before create");
+                self.init_exits += 1;
+                let running = self.execs.values().find(|exec| exec.0 && exec.1 == 0);
+                assert_eq!(running, None, "init's exit before an exec's");
+            }
+            Event::Exit { id, .. } => {
+                let exec = self.execs.get_mut(id).expect("added before");
+                assert_eq!(*exec, (true, 0), "{id} exited out of order");
+                assert_eq!(self.init_exits, 0, "{id} exited after init");
+                exec.1 = 1;
+            }
+            Event::Delete { .. } => self.deleted = true,
+            Event::Paused { .. } | Event::Resumed { .. } => {
+                assert!(
+                    self.started && self.init_exits == 0,
+                    "{event:?} while not running"
+                );
+            }
+            Event::Oom { .. } | Event::Checkpointed { .. } => panic!("{event:?} of nothing"),
+        }
+    }
+
+    /// Nothing is left to be told.
+    fn end(&self) {
+        if !self.created {
+            return assert!(self.execs.is_empty());
+        }
+        assert_eq!(self.init_exits, 1, "init's exits");
+        assert!(self.deleted, "never deleted");
+        for (id, (started, exits)) in &self.execs {
+            assert_eq!(*exits, usize::from(*started), "exits of {id}");
+        }
+    }
+}
+
+fn play(steps: Vec<Step>) {
+    let world = World::new();
+    let local = LocalSet::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("an event loop");
+    local.block_on(&runtime, async {
+        world.create();
+        world.settle().await;
+        // Create succeeds: what fails before it is told nothing.
+        world.answer(0, true);
+        world.settle().await;
+        for step in steps {
+            world.step(step).await;
+        }
+        world.finish().await;
+        let mut story = Story::default();
+        for event in world.tasks.shared.events.told() {
+            story.tell(&event);
+        }
+        story.end();
+        for call in world.calls.take() {
+            assert!(call.is_finished(), "a call is never answered");
+            call.await.expect("no panic");
+        }
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn whatever_happens_when_events_keep_their_order(steps in steps()) {
+        play(steps);
     }
 }

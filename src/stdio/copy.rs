@@ -34,6 +34,9 @@ use crate::sys;
 const LARGEST: usize = 1 << 20;
 /// Size of the buffer where splice cannot be used.
 const BUFFER: usize = 16 << 10;
+/// More than a terminal can hold, which cannot tell how much that is (64 KiB on the
+/// way, and what fits into a line).
+const TERMINAL: usize = 128 << 10;
 /// How long after a process's end its output may still come, when somebody else keeps
 /// the other end of the pipe open.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
@@ -168,6 +171,11 @@ impl Drain {
         self.until(|| self.open.get() == 0).await;
     }
 
+    /// Whether `grace` has passed since the process's end.
+    fn is_over(&self, grace: Duration) -> bool {
+        self.exited.get().is_some_and(|at| at.elapsed() >= grace)
+    }
+
     /// Waits until `grace` after the process's end.
     async fn over(&self, grace: Duration) {
         self.until(|| self.exited.get().is_some()).await;
@@ -259,6 +267,9 @@ impl Copy {
     pub(super) async fn run(mut self) -> u64 {
         let mut turns = 0;
         loop {
+            if self.left.is_none() && self.is_over() {
+                self.left = Some(self.unread());
+            }
             match self.step() {
                 Ok(0) => break,
                 Ok(_) if self.left == Some(0) && self.is_flushed() => break,
@@ -397,17 +408,26 @@ impl Copy {
             Some(now) => now.is_ok_and(|now| now.contains(PollFlags::POLLIN)),
             None => {
                 self.left = Some(self.unread());
-                self.from.now(PollFlags::POLLIN).contains(PollFlags::POLLIN)
+                true
             }
         }
     }
 
-    /// What still moves when the drain is over: what a pipe holds at that moment. A
-    /// terminal cannot tell: it moves until it is empty.
+    /// Whether the source has had its time. Somebody who never stops writing may have
+    /// given it no chance to be waited for.
+    fn is_over(&self) -> bool {
+        match &self.until {
+            Until::SinkGone => false,
+            Until::Drained(drain) => drain.is_over(DRAIN),
+            Until::Exited(drain) => drain.is_over(Duration::ZERO),
+        }
+    }
+
+    /// What still moves when the drain is over: what the source holds at that moment.
     fn unread(&self) -> usize {
         match self.until {
             Until::Drained(_) => sys::fd::unread(self.from.as_fd()).unwrap_or(0),
-            Until::Exited(_) | Until::SinkGone => usize::MAX,
+            Until::Exited(_) | Until::SinkGone => TERMINAL,
         }
     }
 

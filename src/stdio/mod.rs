@@ -365,7 +365,8 @@ impl Streams {
         resized.context(|| format!("resize terminal to {width}x{height}"))
     }
 
-    /// The process ended: starts the clock (10 s) of the drain; does not wait.
+    /// The process ended: starts the clock (10 s) of the drain; does not wait. To be
+    /// called too if that was before there were streams.
     ///
     /// When the clock runs out, what its pipes hold is the last that moves, and its
     /// readers get their end even if other processes keep the pipes open.

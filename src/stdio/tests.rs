@@ -44,6 +44,10 @@ fn is_alone() -> bool {
 }
 
 /// Runs `body` in a process of its own, as the only test there.
+#[expect(
+    clippy::zombie_processes,
+    reason = "only the reaper waits; this process ends soon"
+)]
 fn alone(name: &str, body: impl AsyncFnOnce(Reaper)) {
     if is_alone() {
         return serve(body);
@@ -469,6 +473,41 @@ fn the_drain_is_bounded_from_the_exit_on() {
         assert_eq!(words, "last words");
         drop(daemon);
     });
+}
+
+#[test]
+fn a_daemon_that_never_stops_writing_does_not_keep_the_drain() {
+    for terminal in [false, true] {
+        serve(async |reaper| {
+            tokio::time::pause();
+            let client = Client::new();
+            let mut reader = client.reader("out");
+            let (streams, mut daemon) = if terminal {
+                open_terminal(&client, &reaper).await
+            } else {
+                let mut opened = open(&client.stdio("", "out", ""), &owner(&reaper))
+                    .await
+                    .unwrap();
+                let daemon = take(&mut opened, 1);
+                (opened.start().await.unwrap(), daemon)
+            };
+            let writer = thread::spawn(move || while daemon.write_all(&[b'y'; 5000]).is_ok() {});
+            let (flows, flowing) = oneshot::channel();
+            let reading = thread::spawn(move || {
+                reader.read_exact(&mut [0; 100_000]).unwrap();
+                flows.send(()).unwrap();
+                io::copy(&mut reader, &mut io::sink()).unwrap()
+            });
+            flowing.await.unwrap();
+            streams.process_exited();
+            tokio::time::advance(DRAIN).await;
+            streams.drained().await;
+            // The end comes without Delete.
+            assert!(blocking(move || reading.join().is_ok()).await);
+            drop(streams);
+            blocking(move || writer.join().unwrap()).await;
+        });
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
-use super::copy::End;
+use super::copy::{DRAIN, Drain, End};
 use super::set_nonblocking;
 use crate::error::{Context, Result};
 use crate::sys;
@@ -50,11 +50,7 @@ impl ConsoleSocket {
     /// Makes one, in a directory of its own.
     pub(super) fn new() -> Result<Self> {
         let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        let parent = runtime
-            .filter(|p| {
-                p.is_absolute() && socket_in(&p.join("ptyXXXXXX")).as_os_str().len() <= LONGEST
-            })
-            .unwrap_or_else(|| "/tmp".into());
+        let parent = runtime.filter(|p| is_usable(p)).unwrap_or("/tmp".into());
         let template = parent.join("ptyXXXXXX");
         let directory = mkdtemp(&template)
             .map(Directory)
@@ -103,6 +99,12 @@ async fn receive(stream: &UnixStream) -> io::Result<Option<OwnedFd>> {
         .await
 }
 
+/// Whether a directory is there, and its name leaves room for a socket's.
+fn is_usable(parent: &Path) -> bool {
+    let socket = socket_in(&parent.join("ptyXXXXXX"));
+    parent.is_absolute() && parent.is_dir() && socket.as_os_str().len() <= LONGEST
+}
+
 fn socket_in(directory: &Path) -> PathBuf {
     directory.join("pty.sock")
 }
@@ -122,19 +124,22 @@ pub(super) struct Terminal {
     master: Rc<End>,
     /// The other side, open until the process ends: else the master would be hung up
     /// (which epoll and tokio report for ever) whenever the container has it closed.
+    /// Without it, that is taken for the end.
     slave: RefCell<Option<OwnedFd>>,
 }
 
 impl Terminal {
     pub(super) fn new(master: OwnedFd) -> Result<Self> {
-        let slave = sys::tty::open_slave(master.as_fd()).context(|| "open the terminal's slave")?;
+        let slave = sys::tty::open_slave(master.as_fd())
+            .inspect_err(|e| log::warn!("open the terminal's slave: {e}"))
+            .ok();
         let both = Interest::READABLE | Interest::WRITABLE;
         let master = set_nonblocking(&master)
             .and_then(|()| End::new(master, both))
             .context(|| "watch the terminal's master")?;
         Ok(Self {
             master: Rc::new(master),
-            slave: RefCell::new(Some(slave)),
+            slave: RefCell::new(slave),
         })
     }
 
@@ -148,9 +153,12 @@ impl Terminal {
         sys::tty::set_size(self.master.as_fd(), width, height)
     }
 
-    /// The client's stdin is at its end: hangs up, as closing the master would, but
-    /// what the process wrote remains to be read.
-    pub(super) fn hang_up(&self) {
+    /// The client's stdin is at its end: hangs up, as closing the master would. That
+    /// discards what was not read, so first the copier of the output gets its chance.
+    pub(super) async fn hang_up(&self, drain: &Drain) {
+        if timeout(DRAIN, drain.idle(&self.master)).await.is_err() {
+            log::debug!("hang up terminal: it still has output");
+        }
         if let Some(slave) = &*self.slave.borrow()
             && let Err(e) = sys::tty::hang_up(slave.as_fd())
         {

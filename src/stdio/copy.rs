@@ -34,6 +34,12 @@ use crate::sys;
 const LARGEST: usize = 1 << 20;
 /// Size of the buffer where splice cannot be used.
 const BUFFER: usize = 16 << 10;
+/// More than a terminal can hold, which cannot tell how much that is (64 KiB on the
+/// way, and what fits into a line).
+const TERMINAL: usize = 128 << 10;
+/// How long after a process's end its output may still come, when somebody else keeps
+/// the other end of the pipe open.
+pub(super) const DRAIN: Duration = Duration::from_secs(10);
 /// After so many transfers in a row other tasks get their turn.
 const TURNS: u32 = 8;
 
@@ -67,6 +73,16 @@ impl End {
     /// Watches `fd` for room to write.
     pub(super) fn sink(fd: OwnedFd) -> io::Result<Self> {
         Self::new(fd, Interest::WRITABLE)
+    }
+
+    /// Whether it is a pipe or FIFO.
+    pub(super) fn is_pipe(&self) -> bool {
+        pipe_size(self).is_some()
+    }
+
+    /// Whether somebody could read what is written to this write end of a pipe.
+    pub(super) fn has_reader(&self) -> bool {
+        !self.now(PollFlags::empty()).contains(PollFlags::POLLERR)
     }
 
     /// Which of `events` hold at this moment; a hang-up and an error always count.
@@ -121,6 +137,7 @@ impl AsFd for End {
 pub(super) struct Drain {
     exited: Cell<Option<Instant>>,
     open: Cell<usize>,
+    /// One of them changed, or a terminal was read empty.
     changed: Notify,
 }
 
@@ -143,9 +160,20 @@ impl Drain {
         Undrained(self.clone())
     }
 
+    /// Waits until all that `terminal` holds now was read.
+    pub(super) async fn idle(&self, terminal: &End) {
+        self.until(|| terminal.now(PollFlags::POLLIN).is_empty())
+            .await;
+    }
+
     /// Waits until every output is at its end.
     pub(super) async fn done(&self) {
         self.until(|| self.open.get() == 0).await;
+    }
+
+    /// Whether `grace` has passed since the process's end.
+    fn is_over(&self, grace: Duration) -> bool {
+        self.exited.get().is_some_and(|at| at.elapsed() >= grace)
     }
 
     /// Waits until `grace` after the process's end.
@@ -180,10 +208,13 @@ impl Drop for Undrained {
 pub(super) enum Until {
     /// The sink takes no more: a process's stdin.
     SinkGone,
-    /// The source is empty and this long has passed since the process's end: its
-    /// output. A sink that fails is no end: what it refuses is dropped and counted,
-    /// so that the process goes on.
-    Drained(Rc<Drain>, Duration),
+    /// The drain is over and the source empty: a process's output from a pipe. A sink
+    /// that fails is no end: what it refuses is dropped and counted, so that the
+    /// process goes on.
+    Drained(Rc<Drain>),
+    /// The process ended and the source is empty: its output from a terminal. The sink
+    /// as before.
+    Exited(Rc<Drain>),
 }
 
 /// One stream being copied.
@@ -236,6 +267,9 @@ impl Copy {
     pub(super) async fn run(mut self) -> u64 {
         let mut turns = 0;
         loop {
+            if self.left.is_none() && self.is_over() {
+                self.left = Some(self.unread());
+            }
             match self.step() {
                 Ok(0) => break,
                 Ok(_) if self.left == Some(0) && self.is_flushed() => break,
@@ -362,7 +396,11 @@ impl Copy {
         let now = match &self.until {
             _ if self.left.is_some() => Some(Ok(self.from.now(PollFlags::POLLIN))),
             Until::SinkGone => Some(self.from.readable().await),
-            Until::Drained(drain, grace) => first(self.from.readable(), drain.over(*grace)).await,
+            Until::Drained(drain) => first(self.from.readable(), drain.over(DRAIN)).await,
+            Until::Exited(drain) => {
+                drain.changed.notify_waiters();
+                first(self.from.readable(), drain.over(Duration::ZERO)).await
+            }
         };
         match now {
             // A hang-up with nothing to read is the end, whether or not the sink has
@@ -370,17 +408,26 @@ impl Copy {
             Some(now) => now.is_ok_and(|now| now.contains(PollFlags::POLLIN)),
             None => {
                 self.left = Some(self.unread());
-                self.from.now(PollFlags::POLLIN).contains(PollFlags::POLLIN)
+                true
             }
         }
     }
 
-    /// What still moves when the drain is over: what a pipe holds at that moment. A
-    /// terminal cannot tell, but it is hung up by then, so it has an end.
+    /// Whether the source has had its time. Somebody who never stops writing may have
+    /// given it no chance to be waited for.
+    fn is_over(&self) -> bool {
+        match &self.until {
+            Until::SinkGone => false,
+            Until::Drained(drain) => drain.is_over(DRAIN),
+            Until::Exited(drain) => drain.is_over(Duration::ZERO),
+        }
+    }
+
+    /// What still moves when the drain is over: what the source holds at that moment.
     fn unread(&self) -> usize {
-        match pipe_size(&self.from) {
-            Some(_) => sys::fd::unread(self.from.as_fd()).unwrap_or(0),
-            None => usize::MAX,
+        match self.until {
+            Until::Drained(_) => sys::fd::unread(self.from.as_fd()).unwrap_or(0),
+            Until::Exited(_) | Until::SinkGone => TERMINAL,
         }
     }
 

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::mpsc;
@@ -18,8 +18,12 @@ use std::thread;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use nix::unistd::read;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
+
+use super::copy::End;
+use crate::sys;
 
 /// Stack of the thread that waits for a reader; it makes a handful of calls.
 const STACK: usize = 64 << 10;
@@ -63,6 +67,39 @@ pub(super) async fn open_output(path: &Path, deadline: Instant) -> io::Result<Ow
     Ok(both)
 }
 
+/// Closes the output `end` once that loses nothing: a FIFO with bytes nobody has read,
+/// and no reader (the daemon restarts, say), stays until there is one again.
+pub(super) async fn close(end: End) -> io::Result<()> {
+    if !holds_unread(&end) {
+        return Ok(());
+    }
+    let path = fd_path(end.as_fd());
+    // A write end alone keeps the bytes, and can tell whether somebody reads.
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let writer = End::Always(open(path.as_str(), flags, Mode::empty())?);
+    drop(end);
+    if writer.has_reader() {
+        return Ok(());
+    }
+    let opens = sys::fd::opens_of(Path::new(&fd_path(writer.as_fd())))?;
+    let opens = End::source(opens)?;
+    while !writer.has_reader() {
+        opens.readable().await?;
+        // What the events say, the FIFO says better.
+        read(&opens, &mut [0; 4096])?;
+    }
+    Ok(())
+}
+
+fn holds_unread(end: &End) -> bool {
+    end.is_pipe() && sys::fd::unread(end.as_fd()).is_ok_and(|count| count > 0)
+}
+
+/// A path that leads to what `fd` does, whatever became of its name.
+fn fd_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
 /// What a path led to once: opening it again cannot lead elsewhere.
 #[derive(Debug)]
 struct Place {
@@ -83,7 +120,7 @@ impl Place {
     }
 
     fn open_as(&self, flags: OFlag) -> io::Result<OwnedFd> {
-        let path = format!("/proc/self/fd/{}", self.handle.as_raw_fd());
+        let path = fd_path(self.handle.as_fd());
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
         Ok(open(path.as_str(), flags, Mode::empty())?)
     }

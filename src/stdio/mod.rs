@@ -16,6 +16,8 @@ mod copy;
 mod fifo;
 mod logger;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::fs::{DirBuilder, OpenOptions};
@@ -34,7 +36,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, timeout_at};
 
 use self::console::{ConsoleSocket, Terminal};
-use self::copy::{Copy, Drain, End, Until};
+use self::copy::{Copy, DRAIN, Drain, End, Until};
 use self::logger::Logger;
 use self::target::Target;
 use crate::error::{Context, Error, Kind, Result};
@@ -42,9 +44,6 @@ use crate::reaper::Reaper;
 
 /// How long opening may take: a reader to come to a FIFO, a logger to get ready.
 const OPENING: Duration = Duration::from_secs(30);
-/// How long after the process's end its output may still come, when somebody else
-/// keeps the other end open.
-const DRAIN: Duration = Duration::from_secs(10);
 /// How long after it a logging program that has read everything may take to end.
 const LOGGER_END: Duration = Duration::from_secs(2);
 
@@ -273,7 +272,7 @@ impl Opened {
         let mut stdin_hold = None;
         if let Some(Input { from, to }) = self.stdin {
             stdin_hold = from.hold;
-            tasks.push(copy_input(from.read, to, terminal.clone())?);
+            tasks.push(copy_input(from.read, to, terminal.clone(), &self.drain)?);
         }
         for output in self.outputs {
             tasks.push(copy_output(output, terminal.as_deref(), &self.drain)?);
@@ -293,6 +292,7 @@ fn copy_input(
     from: OwnedFd,
     pipe: Option<OwnedFd>,
     terminal: Option<Rc<Terminal>>,
+    drain: &Rc<Drain>,
 ) -> Result<Task> {
     let watched = || "watch stdin";
     let from = Rc::new(End::source(from).context(watched)?);
@@ -308,10 +308,11 @@ fn copy_input(
         }
         (None, None) => return Err(Error::unknown("copy stdin: it has nowhere to go")),
     };
+    let drain = drain.clone();
     Ok(Task::spawn(async move {
         copy.run().await;
         if let Some(terminal) = terminal {
-            terminal.hang_up();
+            terminal.hang_up(&drain).await;
         }
     }))
 }
@@ -319,15 +320,15 @@ fn copy_input(
 /// Starts copying one output.
 fn copy_output(output: Output, terminal: Option<&Terminal>, drain: &Rc<Drain>) -> Result<Task> {
     let Output { name, from, to } = output;
-    let until = |grace| Until::Drained(drain.clone(), grace);
+    let sink = to.clone();
     let copy = match (from, terminal) {
         (Some(pipe), _) => {
             let from = Rc::new(End::source(pipe).context(|| format!("watch {name}"))?);
-            Copy::new(from, to, until(DRAIN), name.into())
+            Copy::new(from, sink, Until::Drained(drain.clone()), name.into())
         }
-        // What a terminal holds when its process has ended is all that will come.
         (None, Some(terminal)) => {
-            Copy::terminal(terminal.master(), to, until(Duration::ZERO), name.into())
+            let until = Until::Exited(drain.clone());
+            Copy::terminal(terminal.master(), sink, until, name.into())
         }
         (None, None) => {
             return Err(Error::unknown(format!(
@@ -339,6 +340,12 @@ fn copy_output(output: Output, terminal: Option<&Terminal>, drain: &Rc<Drain>) -
     Ok(Task::spawn(async move {
         copy.run().await;
         drop(undrained);
+        // Of two that share a sink, the last closes it.
+        if let Some(sink) = Rc::into_inner(to)
+            && let Err(e) = fifo::close(sink).await
+        {
+            log::warn!("close {name}: {e}");
+        }
     }))
 }
 
@@ -358,7 +365,8 @@ impl Streams {
         resized.context(|| format!("resize terminal to {width}x{height}"))
     }
 
-    /// The process ended: starts the clock (10 s) of the drain; does not wait.
+    /// The process ended: starts the clock (10 s) of the drain; does not wait. To be
+    /// called too if that was before there were streams.
     ///
     /// When the clock runs out, what its pipes hold is the last that moves, and its
     /// readers get their end even if other processes keep the pipes open.

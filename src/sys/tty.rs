@@ -42,9 +42,19 @@ pub fn open_slave(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 /// Hangs up the terminal behind `slave`: its session gets `SIGHUP`, its readers an
-/// end of file. What was written to it can still be read from the master.
+/// end of file. The kernel may discard what was written and not yet read.
 pub fn hang_up(slave: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: `slave` is open, and the call takes no argument.
     checked(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCVHANGUP as _) })?;
     Ok(())
+}
+
+/// The size of the terminal in characters: width, height.
+#[cfg(test)]
+pub(crate) fn size(tty: BorrowedFd<'_>) -> io::Result<(u16, u16)> {
+    // SAFETY: an all-zero winsize is valid.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: `tty` is open, and the call stores one winsize.
+    checked(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGWINSZ as _, &mut size) })?;
+    Ok((size.ws_col, size.ws_row))
 }

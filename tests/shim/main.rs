@@ -6,5 +6,14 @@ mod differences;
 mod harness;
 
 mod cases {
+    mod cleanup;
+    mod events;
+    mod exec;
+    mod faults;
+    mod grid;
     mod lifecycle;
+    mod resources;
+    mod start;
+    mod stdio;
+    mod wire;
 }

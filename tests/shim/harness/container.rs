@@ -14,7 +14,7 @@ use super::daemon::{Daemon, Dialect, Started};
 use super::process;
 use super::stdio::{Reader, make_fifo};
 use super::task::Process;
-use super::wire::{Connection, Failure};
+use super::wire::{Connection, Failure, Pending};
 
 /// Stdio as a request names it.
 #[derive(Debug, Clone, Default)]
@@ -229,6 +229,11 @@ impl Container<'_> {
         answer.map(|answer| answer.pid)
     }
 
+    /// As [`Container::create`], awaited later.
+    pub fn create_pending(&self) -> Pending<task::CreateTaskResponse> {
+        self.send("Create", &self.create_request())
+    }
+
     /// Adds an exec of `args`, without stdio.
     pub fn exec(&self, id: &str, args: &[&str]) -> Result<Process, Failure> {
         self.exec_with(id, args, &Stdio::default())
@@ -263,6 +268,11 @@ impl Container<'_> {
     /// Another connection to the same server.
     pub fn reconnect(&self) -> std::sync::Arc<Connection> {
         Connection::open(&self.started.address, self.daemon.patience).expect("dial the shim")
+    }
+
+    /// The cgroup that `config.json` names.
+    pub fn cgroup(&self) -> &str {
+        &self.request.cgroup
     }
 
     /// The socket's file.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_rs_v2::proto::bootstrap::{BootstrapParams, BootstrapResult, Extension};
 use containerd_shim_rs_v2::proto::{Any, Message, runc, task};
@@ -69,7 +69,7 @@ struct Kept {
     id: String,
     cgroup: String,
     /// The shim's log, which has to be read lest the shim block.
-    log: Reader,
+    log: Option<Reader>,
 }
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -158,7 +158,7 @@ impl Daemon {
         let kept = Kept {
             id: id.into(),
             cgroup: cgroup.into(),
-            log,
+            log: Some(log),
         };
         self.bundles.lock().unwrap().push(kept);
     }
@@ -299,6 +299,28 @@ impl Daemon {
         found
     }
 
+    /// As when containerd is away: nobody reads the shims' logs any more.
+    pub fn stop_reading_logs(&self) {
+        for kept in self.bundles.lock().unwrap().iter_mut() {
+            kept.log = None;
+        }
+    }
+
+    /// Waits until `holds`, which nothing announces: it is looked at again and again.
+    #[track_caller]
+    pub fn eventually(&self, what: &str, holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + self.patience;
+        while !holds() {
+            assert!(
+                Instant::now() < deadline,
+                "not within {:?}: {what}",
+                self.patience
+            );
+            // Nothing to wait for; only not to take the processor from who is to make it true.
+            let _ = nix::poll::poll(&mut [], 5_u16);
+        }
+    }
+
     /// The processes of the shim's binary that are still there.
     pub fn shims_alive(&self) -> Vec<i32> {
         process::running(&self.grpc_address())
@@ -315,7 +337,11 @@ impl Drop for Daemon {
             if failed {
                 let runtime = self.bundles_dir().join(&kept.id).join("log.json");
                 let runtime = fs::read_to_string(runtime).unwrap_or_default();
-                eprintln!("log of {}:\n{}{runtime}", kept.id, kept.log.text());
+                eprintln!(
+                    "log of {}:\n{}{runtime}",
+                    kept.id,
+                    kept.log.as_ref().map(Reader::text).unwrap_or_default()
+                );
             }
             tear_down(self, &kept.id, &kept.cgroup);
         }

@@ -126,6 +126,7 @@ done
 echo $verb >> $dir/calls
 if [ -p $dir/$verb.Before ]; then read x < $dir/$verb.Before; fi
 if [ -e $dir/$verb.fail ]; then
+  [ -s $dir/$verb.fail ] || exit 1
   echo "{\"level\":\"error\",\"msg\":\"$(cat $dir/$verb.fail)\",\"time\":\"2024-01-01T00:00:00Z\"}" >> $log
   exit 1
 fi

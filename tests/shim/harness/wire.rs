@@ -107,10 +107,12 @@ pub trait Refused {
     fn refused(self, code: Code, text: &str);
 }
 
-impl<T: fmt::Debug> Refused for Result<T, Failure> {
+impl<T> Refused for Result<T, Failure> {
     #[track_caller]
     fn refused(self, code: Code, text: &str) {
-        let failure = self.expect_err("expected a refusal");
+        let Err(failure) = self else {
+            panic!("expected {code:?}: …{text}…, but it was done")
+        };
         assert!(
             failure.code == code && failure.message.contains(text),
             "expected {code:?}: …{text}…, got {failure:?}"

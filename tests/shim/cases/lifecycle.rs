@@ -273,10 +273,7 @@ cases! {
     fn events_are_delivered_before_the_shim_ends(d) {
         let c = d.container("c", &["true"]).run();
         c.exit_status();
-        d.events.set_mood(events::Mood::Hang);
-        c.delete().unwrap();
-        let _ = c.shutdown();
-        d.events.set_mood(events::Mood::Take);
+        c.finish();
         d.events.get("c", "delete");
     }
 

@@ -195,8 +195,12 @@ cases! {
         assert_eq!(c.exit_status(), 0);
         let e = d.shell("again", "echo again").stdio(stdio).run();
         assert_eq!(e.exit_status(), 0);
-        assert_eq!(fs::read_to_string(path).unwrap(), "out\nerr\nagain\n");
         c.finish();
+        e.finish();
+        let text = fs::read_to_string(path).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort();
+        assert_eq!(lines, ["again", "err", "out"]);
     }
 
     fn plain_file_is_appended_to(d) {
@@ -356,7 +360,7 @@ cases! {
         d.stop_reading_logs();
         while log.write(&[b'x'; 4096]).is_ok() {}
         for _ in 0..5 {
-            let failing = c.exec(&"e".to_string(), &["no-such-program"]).unwrap();
+            let failing = c.exec("e", &["no-such-program"]).unwrap();
             assert!(failing.start().is_err());
             failing.delete().unwrap();
         }

@@ -62,6 +62,8 @@ pub struct Daemon {
     pub patience: Duration,
     pub namespace: &'static str,
     bundles: Mutex<Vec<Kept>>,
+    /// Every address that a shim answered with.
+    addresses: Mutex<Vec<String>>,
 }
 
 /// What is to be torn down in the end.
@@ -82,7 +84,7 @@ impl Daemon {
             .tempdir()
             .expect("a state directory");
         let events = Events::listen(&dir.path().join("containerd.sock.ttrpc"), patience);
-        let bundles = Mutex::default();
+        let (bundles, addresses) = Default::default();
         let daemon = Daemon {
             dir,
             api,
@@ -90,6 +92,7 @@ impl Daemon {
             patience,
             namespace: "tests",
             bundles,
+            addresses,
         };
         fs::create_dir_all(daemon.bundles_dir()).expect("make the bundles' directory");
         fs::create_dir(daemon.path("io")).expect("make the FIFOs' directory");
@@ -223,6 +226,17 @@ impl Daemon {
         assert_eq!(output.status, 0, "start failed: {stderr}");
         // The daemon reads both as one.
         assert_eq!(stderr, "", "start wrote to stderr");
+        let started = Self::decode(dialect, output);
+        assert!(
+            started.address.starts_with("unix://"),
+            "an address in {started:?}"
+        );
+        self.addresses.lock().unwrap().push(started.address.clone());
+        started
+    }
+
+    #[track_caller]
+    fn decode(dialect: Dialect, output: &Output) -> Started {
         if dialect == Dialect::Bootstrap {
             let result = BootstrapResult::parse_from_bytes(&output.stdout);
             let result = result.expect("decode a BootstrapResult");
@@ -235,28 +249,22 @@ impl Daemon {
             };
         }
         let text = output.stdout_text().trim().to_string();
-        let started = if text.starts_with('{') {
-            let json: serde_json::Value = serde_json::from_str(&text).expect("decode JSON");
-            assert_eq!(json["protocol"], "ttrpc");
-            let address = json["address"].as_str().unwrap().into();
-            let version = json["version"].as_i64().unwrap() as i32;
-            Started {
-                address,
-                version,
-                form: Form::Json,
-            }
-        } else {
-            Started {
+        if !text.starts_with('{') {
+            return Started {
                 address: text,
                 version: 2,
                 form: Form::Plain,
-            }
-        };
-        assert!(
-            started.address.starts_with("unix://"),
-            "an address in {started:?}"
-        );
-        started
+            };
+        }
+        let json: serde_json::Value = serde_json::from_str(&text).expect("decode JSON");
+        assert_eq!(json["protocol"], "ttrpc");
+        let address = json["address"].as_str().unwrap().into();
+        let version = json["version"].as_i64().unwrap() as i32;
+        Started {
+            address,
+            version,
+            form: Form::Json,
+        }
     }
 
     /// Runs `delete` for `id`: the output as it is.
@@ -344,6 +352,9 @@ impl Drop for Daemon {
                 );
             }
             tear_down(self, &kept.id, &kept.cgroup);
+        }
+        for address in self.addresses.lock().unwrap().iter() {
+            let _ = fs::remove_file(address.trim_start_matches("unix://"));
         }
     }
 }

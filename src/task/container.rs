@@ -606,12 +606,9 @@ impl Container {
 
     /// Ends a process's stdin: its reader sees the end once all is read.
     pub fn close_stdin(&self, exec_id: &str) -> Result<()> {
-        let streams = match exec_id {
-            "" => self.init.streams(),
-            _ => self.find(exec_id)?.process.streams(),
-        };
-        if let Some(streams) = streams {
-            streams.close_stdin();
+        match exec_id {
+            "" => self.init.close_stdin(),
+            _ => self.find(exec_id)?.process.close_stdin(),
         }
         Ok(())
     }

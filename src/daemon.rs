@@ -59,6 +59,8 @@ fn listener(path: &str) -> Result<UnixListener> {
 async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context(|| "listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context(|| "listen for SIGINT")?;
+    // Caught and left alone. Ignored it would be in the containers, too.
+    let _hangup = signal(SignalKind::hangup()).context(|| "listen for SIGHUP")?;
 
     let events = Events::new(flags.ttrpc_address.clone(), flags.namespace.clone());
     spawn_local(events.clone().run());

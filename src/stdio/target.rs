@@ -46,7 +46,8 @@ impl Target {
                 arguments: arguments(text, query)?,
                 must_say_ready: scheme == "binary-v2",
             }),
-            other => return Err(Error::invalid(format!("unknown STDIO scheme {other}"))),
+            // Go's shim has no code for it.
+            other => return Err(Error::unknown(format!("unknown STDIO scheme {other}"))),
         })
     }
 }
@@ -151,7 +152,7 @@ mod tests {
                 "ttrpc+unix:///a?stream_id=1",
                 "unknown STDIO scheme ttrpc+unix",
             ),
-            ("gopher://a/b", "unknown STDIO scheme http"),
+            ("gopher://a/b", "unknown STDIO scheme gopher"),
             ("file://host/a", "file://host/a: its path is not absolute"),
             ("file://", "not absolute"),
             ("binary:///a%2", "without two hex digits"),

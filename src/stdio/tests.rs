@@ -368,9 +368,9 @@ fn what_cannot_be_opened_says_why_and_leaves_nothing() {
                     Kind::DeadlineExceeded,
                 ),
                 (
-                    logger("http://x"),
-                    "stdout: unknown STDIO scheme http",
-                    Kind::InvalidArgument,
+                    logger("gopher://x"),
+                    "stdout: unknown STDIO scheme gopher",
+                    Kind::Unknown,
                 ),
                 (
                     logger("binary:///no/such"),

@@ -120,8 +120,8 @@ impl Drop for Directory {
 /// A process's terminal.
 #[derive(Debug)]
 pub(super) struct Terminal {
-    /// The one descriptor of the master.
-    master: Rc<End>,
+    /// The one descriptor of the master; the copiers have it too.
+    master: RefCell<Option<Rc<End>>>,
     /// The other side, open until the process ends: else the master would be hung up
     /// (which epoll and tokio report for ever) whenever the container has it closed.
     /// Without it, that is taken for the end.
@@ -138,32 +138,38 @@ impl Terminal {
             .and_then(|()| End::new(master, both))
             .context(|| "watch the terminal's master")?;
         Ok(Self {
-            master: Rc::new(master),
+            master: RefCell::new(Some(Rc::new(master))),
             slave: RefCell::new(slave),
         })
     }
 
-    /// The master, to copy from and to.
-    pub(super) fn master(&self) -> Rc<End> {
-        self.master.clone()
+    /// The master, to copy from and to; `None` when it was hung up.
+    pub(super) fn master(&self) -> Option<Rc<End>> {
+        self.master.borrow().clone()
     }
 
     /// Sets the size, in characters.
     pub(super) fn resize(&self, width: u16, height: u16) -> io::Result<()> {
-        sys::tty::set_size(self.master.as_fd(), width, height)
+        match &*self.master.borrow() {
+            Some(master) => sys::tty::set_size(master.as_fd(), width, height),
+            None => Ok(()),
+        }
     }
 
-    /// The client's stdin is at its end: hangs up, as closing the master would. That
-    /// discards what was not read, so first the copier of the output gets its chance.
+    /// The client's stdin is at its end: hangs up, as closing the master does. That
+    /// discards what was not read, so first the copier of the output gets its chance;
+    /// when it comes to its end, the master closes.
     pub(super) async fn hang_up(&self, drain: &Drain) {
-        if timeout(DRAIN, drain.idle(&self.master)).await.is_err() {
+        let Some(master) = self.master() else { return };
+        if timeout(DRAIN, drain.idle(&master)).await.is_err() {
             log::debug!("hang up terminal: it still has output");
         }
-        if let Some(slave) = &*self.slave.borrow()
+        if let Some(slave) = self.slave.take()
             && let Err(e) = sys::tty::hang_up(slave.as_fd())
         {
             log::warn!("hang up terminal: {e}");
         }
+        self.master.take();
     }
 
     /// The process ended: whatever is read now is the rest.

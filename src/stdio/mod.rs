@@ -274,8 +274,9 @@ impl Opened {
             stdin_hold = from.hold;
             tasks.push(copy_input(from.read, to, terminal.clone(), &self.drain)?);
         }
+        let master = terminal.as_ref().and_then(|terminal| terminal.master());
         for output in self.outputs {
-            tasks.push(copy_output(output, terminal.as_deref(), &self.drain)?);
+            tasks.push(copy_output(output, master.clone(), &self.drain)?);
         }
         Ok(Streams {
             terminal,
@@ -297,15 +298,13 @@ fn copy_input(
     let watched = || "watch stdin";
     let from = Rc::new(End::source(from).context(watched)?);
     let name = "stdin".to_string();
-    let (copy, terminal) = match (pipe, terminal) {
+    let master = terminal.as_ref().and_then(|terminal| terminal.master());
+    let copy = match (pipe, master) {
         (Some(pipe), _) => {
             let to = Rc::new(End::sink(pipe).context(watched)?);
-            (Copy::new(from, to, Until::SinkGone, name), None)
+            Copy::new(from, to, Until::SinkGone, name)
         }
-        (None, Some(terminal)) => {
-            let copy = Copy::terminal(from, terminal.master(), Until::SinkGone, name);
-            (copy, Some(terminal))
-        }
+        (None, Some(master)) => Copy::terminal(from, master, Until::SinkGone, name),
         (None, None) => return Err(Error::unknown("copy stdin: it has nowhere to go")),
     };
     let drain = drain.clone();
@@ -318,17 +317,17 @@ fn copy_input(
 }
 
 /// Starts copying one output.
-fn copy_output(output: Output, terminal: Option<&Terminal>, drain: &Rc<Drain>) -> Result<Task> {
+fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Result<Task> {
     let Output { name, from, to } = output;
     let sink = to.clone();
-    let copy = match (from, terminal) {
+    let copy = match (from, master) {
         (Some(pipe), _) => {
             let from = Rc::new(End::source(pipe).context(|| format!("watch {name}"))?);
             Copy::new(from, sink, Until::Drained(drain.clone()), name.into())
         }
-        (None, Some(terminal)) => {
+        (None, Some(master)) => {
             let until = Until::Exited(drain.clone());
-            Copy::terminal(terminal.master(), sink, until, name.into())
+            Copy::terminal(master, sink, until, name.into())
         }
         (None, None) => {
             return Err(Error::unknown(format!(

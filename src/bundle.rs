@@ -206,7 +206,7 @@ impl Bundle {
     /// Puts a whole file `name` in place of any older one.
     fn write(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
         let path = self.0.join(name);
-        let new = self.0.join(format!(".{name}"));
+        let new = self.0.join(format!(".{name}.{}", std::process::id()));
         let write = || {
             let mut options = fs::OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(mode);

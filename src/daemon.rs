@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::os::unix::net::UnixListener;
-use std::rc::Rc;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,13 +15,13 @@ use tokio::time::timeout;
 
 use crate::bundle::Bundle;
 use crate::cli::Flags;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::events::Events;
 use crate::reaper::Reaper;
 use crate::service::Service;
+use crate::socket::{self, Claim};
 use crate::sys;
 use crate::task::{Shared, Tasks};
-use crate::ttrpc::server::{Handler, Server};
 
 /// The listening socket that `start` leaves open for the server.
 const LISTENER: i32 = 3;
@@ -33,13 +33,27 @@ pub fn run(flags: &Flags) -> Result<()> {
     let bundle = Bundle::at(std::env::current_dir().context(|| "find the bundle")?);
     // Without its log a server is still worth having.
     let _ = crate::log::init(&bundle.log(), flags.debug, &flags.id, &flags.namespace);
-    let listener = UnixListener::from(
-        sys::fd::take_inherited(LISTENER).context(|| "take the listening socket (descriptor 3)")?,
-    );
+    let listener = listener(&flags.socket)?;
     let reaper = Reaper::new();
     reaper
         .block_on(serve(flags, listener, reaper.clone()))
         .context(|| "start the event loop")?
+}
+
+/// The socket to serve on: the one that `start` left open, or one at `path`.
+fn listener(path: &str) -> Result<UnixListener> {
+    if path.is_empty() {
+        let inherited = sys::fd::take_inherited(LISTENER);
+        return inherited
+            .map(UnixListener::from)
+            .context(|| format!("take the listening socket, descriptor {LISTENER}"));
+    }
+    match socket::claim(Path::new(path)).context(|| format!("listen at {path}"))? {
+        Claim::Ours(listener) => Ok(listener),
+        Claim::Served => Err(Error::unknown(format!(
+            "listen at {path}: another server does"
+        ))),
+    }
 }
 
 async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<()> {
@@ -54,17 +68,9 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         events: events.clone(),
         namespace: flags.namespace.clone(),
     });
-    let server = Server::new(listener)?;
-    let close = {
-        let server = server.clone();
-        move || server.close()
-    };
-    let service = Rc::new(Service::new(tasks, close));
-    let handler: Handler = {
-        let service = service.clone();
-        Rc::new(move |call| Box::pin(service.clone().answer(call)))
-    };
-    spawn_local(server.clone().run(handler));
+    let service = Service::new(tasks);
+    let server = service.endpoint(listener)?;
+    spawn_local(server.clone().run());
     log::info!("serving containers of namespace {}", flags.namespace);
 
     tokio::select! {

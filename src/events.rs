@@ -1,11 +1,43 @@
-//! stub
+//! Events to containerd: domain [`Event`] → envelope → the ordered, lossless queue.
+//!
+//! Promises: events arrive in the order of their `publish`, whatever becomes of the
+//! connection; none is dropped while this process lives, but one that containerd
+//! calls invalid. An event may arrive twice: when its answer was lost.
+//!
+//! Lacks on purpose: a bound. What waits is a hundred bytes or so per event, and
+//! losing an exit is worse.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use log::{debug, error, info, warn};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::error::{Context as _, Kind, Result};
 use crate::mount::Mount;
+use crate::proto::events as wire;
+use crate::proto::forward::ForwardRequest;
+use crate::proto::{self, Any, Envelope, Message, MessageField};
 use crate::stdio::Stdio;
-use std::time::SystemTime;
+use crate::ttrpc::client::{Client, Failure};
+
+const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
+
+/// For one call. Connecting to a unix socket does not wait.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// Between attempts, doubling. Nothing tells when containerd is back.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What happened, in containerd's words; each is one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)] // the fields are those of `containerd.events`
 pub enum Event {
+    /// The container was made; its init waits to be started.
     Create {
         container_id: String,
         bundle: String,
@@ -14,20 +46,20 @@ pub enum Event {
         checkpoint: String,
         pid: u32,
     },
-    Start {
-        container_id: String,
-        pid: u32,
-    },
+    /// Init runs.
+    Start { container_id: String, pid: u32 },
+    /// An exec was announced.
     ExecAdded {
         container_id: String,
         exec_id: String,
     },
+    /// An exec runs.
     ExecStarted {
         container_id: String,
         exec_id: String,
         pid: u32,
     },
-    /// `id` is the container's for init, else the exec's.
+    /// A process ended. `id` is the container's for init, else the exec's.
     Exit {
         container_id: String,
         id: String,
@@ -35,21 +67,21 @@ pub enum Event {
         exit_status: u32,
         exited_at: SystemTime,
     },
+    /// The container is gone.
     Delete {
         container_id: String,
         pid: u32,
         exit_status: u32,
+        /// `None` when init never ran.
         exited_at: Option<SystemTime>,
     },
-    Oom {
-        container_id: String,
-    },
-    Paused {
-        container_id: String,
-    },
-    Resumed {
-        container_id: String,
-    },
+    /// The kernel killed a process of the container for want of memory.
+    Oom { container_id: String },
+    /// All processes are frozen.
+    Paused { container_id: String },
+    /// They run again.
+    Resumed { container_id: String },
+    /// The processes' state was written to `checkpoint`, a path.
     Checkpointed {
         container_id: String,
         checkpoint: String,
@@ -58,23 +90,828 @@ pub enum Event {
 
 /// The ordered, lossless queue of events to containerd; clones share it.
 #[derive(Clone)]
-pub struct Events(());
+pub struct Events(Rc<Queue>);
+
+struct Queue {
+    address: String,
+    namespace: String,
+    /// The first one stays until containerd has taken it.
+    waiting: RefCell<VecDeque<Entry>>,
+    /// Something was queued.
+    queued: Notify,
+    /// Nothing waits any more.
+    emptied: Notify,
+    /// All that was ever published.
+    #[cfg(test)]
+    told: RefCell<Vec<Event>>,
+}
+
+/// An event on its way.
+#[derive(Clone)]
+struct Entry {
+    topic: &'static str,
+    /// `ForwardRequest`, encoded.
+    request: Rc<[u8]>,
+}
 
 impl Events {
-    /// A queue to containerd's ttrpc socket at `address`, for `namespace`.
-    pub fn new(_address: String, _namespace: String) -> Self {
-        todo!()
+    /// A queue to containerd's ttrpc socket at `address`, for `namespace`. With an
+    /// empty address there is nobody to tell: events are dropped.
+    pub fn new(address: String, namespace: String) -> Self {
+        Self(Rc::new(Queue {
+            address,
+            namespace,
+            waiting: RefCell::default(),
+            queued: Notify::new(),
+            emptied: Notify::new(),
+            #[cfg(test)]
+            told: RefCell::default(),
+        }))
     }
+
+    /// All that was ever published, in order.
+    #[cfg(test)]
+    pub fn told(&self) -> Vec<Event> {
+        self.0.told.borrow().clone()
+    }
+
     /// Queues `event`, stamped with the time of this call. Never blocks, never fails.
-    pub fn publish(&self, _event: Event) {
-        todo!()
+    pub fn publish(&self, event: Event) {
+        #[cfg(test)]
+        self.0.told.borrow_mut().push(event.clone());
+        if self.0.address.is_empty() {
+            debug!("nobody to tell of {event:?}");
+            return;
+        }
+        match encode(event, &self.0.namespace, SystemTime::now()) {
+            Ok(entry) => {
+                self.0.waiting.borrow_mut().push_back(entry);
+                self.0.queued.notify_one();
+            }
+            // Only a length beyond protobuf's limit of 2 GiB fails.
+            Err(e) => error!("encode event: {e}"),
+        }
     }
+
     /// Delivers, one at a time, in order, for ever: reconnects and sends the head again until it was taken.
     pub async fn run(self) {
-        todo!()
+        let mut client = None;
+        loop {
+            match self.head() {
+                Some(entry) => {
+                    self.deliver(&mut client, &entry).await;
+                    self.remove_head();
+                }
+                None => self.0.queued.notified().await,
+            }
+        }
     }
-    /// Waits until the queue is empty.
+
+    /// Waits until the queue is empty, which takes [`Events::run`] and containerd.
     pub async fn drained(&self) {
-        todo!()
+        while !self.0.waiting.borrow().is_empty() {
+            self.0.emptied.notified().await;
+        }
+    }
+
+    fn head(&self) -> Option<Entry> {
+        self.0.waiting.borrow().front().cloned()
+    }
+
+    fn remove_head(&self) {
+        let mut waiting = self.0.waiting.borrow_mut();
+        waiting.pop_front();
+        if waiting.is_empty() {
+            // After an outage, nothing is held while idle.
+            *waiting = VecDeque::new();
+            self.0.emptied.notify_waiters();
+        }
+    }
+
+    /// Returns when containerd has taken `entry`, or never will.
+    async fn deliver(&self, client: &mut Option<Client>, entry: &Entry) {
+        let topic = entry.topic;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let reused = client.is_some();
+            match self.attempt(client, entry).await {
+                Ok(()) if pause > FIRST_PAUSE => return info!("forward {topic}: done at last"),
+                Ok(()) => return,
+                Err(Failure::Refused(e)) if e.kind() == Kind::InvalidArgument => {
+                    return error!("forward {topic}, dropped: {e}");
+                }
+                // containerd was restarted while we were idle.
+                Err(Failure::Transport(e)) if reused => debug!("forward {topic}: {e}"),
+                Err(Failure::Refused(e) | Failure::Transport(e)) => {
+                    if pause == FIRST_PAUSE {
+                        warn!("forward {topic}, will try again: {e}");
+                    }
+                    sleep(pause).await;
+                    pause = (2 * pause).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Sends `entry` once. Leaves a `client` that is good for another attempt, or none.
+    async fn attempt(
+        &self,
+        client: &mut Option<Client>,
+        entry: &Entry,
+    ) -> std::result::Result<(), Failure> {
+        let mut connected = match client.take() {
+            Some(connected) => connected,
+            None => Client::connect(&self.0.address)
+                .await
+                .map_err(Failure::Transport)?,
+        };
+        let metadata = [("containerd-namespace-ttrpc", self.0.namespace.as_str())];
+        let outcome = connected
+            .call(
+                SERVICE,
+                "Forward",
+                &metadata,
+                entry.request.to_vec(),
+                ATTEMPT,
+            )
+            .await;
+        if !matches!(outcome, Err(Failure::Transport(_))) {
+            *client = Some(connected);
+        }
+        outcome.map(drop)
+    }
+}
+
+/// `event` as it goes to containerd.
+fn encode(event: Event, namespace: &str, at: SystemTime) -> Result<Entry> {
+    let (topic, event) = convert(event)?;
+    let envelope = Envelope {
+        timestamp: MessageField::some(proto::timestamp(Some(at))),
+        namespace: namespace.to_owned(),
+        topic: topic.to_owned(),
+        event: MessageField::some(event),
+        ..Default::default()
+    };
+    let request = ForwardRequest {
+        envelope: MessageField::some(envelope),
+        ..Default::default()
+    };
+    let request = request
+        .write_to_bytes()
+        .context(|| format!("encode {topic}"))?;
+    Ok(Entry {
+        topic,
+        request: request.into(),
+    })
+}
+
+/// The topic of `event`, and its message.
+fn convert(event: Event) -> Result<(&'static str, Any)> {
+    match event {
+        Event::Create {
+            container_id,
+            bundle,
+            rootfs,
+            io,
+            checkpoint,
+            pid,
+        } => {
+            let message = wire::TaskCreate {
+                container_id,
+                bundle,
+                rootfs: rootfs.into_iter().map(mount).collect(),
+                io: MessageField::some(task_io(io)),
+                checkpoint,
+                pid,
+                ..Default::default()
+            };
+            pack("/tasks/create", &message)
+        }
+        Event::Start { container_id, pid } => {
+            let message = wire::TaskStart {
+                container_id,
+                pid,
+                ..Default::default()
+            };
+            pack("/tasks/start", &message)
+        }
+        Event::ExecAdded {
+            container_id,
+            exec_id,
+        } => {
+            let message = wire::TaskExecAdded {
+                container_id,
+                exec_id,
+                ..Default::default()
+            };
+            pack("/tasks/exec-added", &message)
+        }
+        Event::ExecStarted {
+            container_id,
+            exec_id,
+            pid,
+        } => {
+            let message = wire::TaskExecStarted {
+                container_id,
+                exec_id,
+                pid,
+                ..Default::default()
+            };
+            pack("/tasks/exec-started", &message)
+        }
+        Event::Exit {
+            container_id,
+            id,
+            pid,
+            exit_status,
+            exited_at,
+        } => {
+            let message = wire::TaskExit {
+                container_id,
+                id,
+                pid,
+                exit_status,
+                exited_at: MessageField::some(proto::timestamp(Some(exited_at))),
+                ..Default::default()
+            };
+            pack("/tasks/exit", &message)
+        }
+        Event::Delete {
+            container_id,
+            pid,
+            exit_status,
+            exited_at,
+        } => {
+            // `id` stays empty, as Go's does for init.
+            let message = wire::TaskDelete {
+                container_id,
+                pid,
+                exit_status,
+                exited_at: MessageField::some(proto::timestamp(exited_at)),
+                ..Default::default()
+            };
+            pack("/tasks/delete", &message)
+        }
+        Event::Oom { container_id } => {
+            let message = wire::TaskOOM {
+                container_id,
+                ..Default::default()
+            };
+            pack("/tasks/oom", &message)
+        }
+        Event::Paused { container_id } => {
+            let message = wire::TaskPaused {
+                container_id,
+                ..Default::default()
+            };
+            pack("/tasks/paused", &message)
+        }
+        Event::Resumed { container_id } => {
+            let message = wire::TaskResumed {
+                container_id,
+                ..Default::default()
+            };
+            pack("/tasks/resumed", &message)
+        }
+        Event::Checkpointed {
+            container_id,
+            checkpoint,
+        } => {
+            let message = wire::TaskCheckpointed {
+                container_id,
+                checkpoint,
+                ..Default::default()
+            };
+            pack("/tasks/checkpointed", &message)
+        }
+    }
+}
+
+fn pack<M: Message>(topic: &'static str, message: &M) -> Result<(&'static str, Any)> {
+    let any = Any {
+        // Bare, without the usual `type.googleapis.com/`.
+        type_url: format!("containerd.events.{}", M::NAME),
+        value: message
+            .write_to_bytes()
+            .context(|| format!("encode {topic}"))?,
+        ..Default::default()
+    };
+    Ok((topic, any))
+}
+
+fn task_io(io: Stdio) -> wire::TaskIO {
+    wire::TaskIO {
+        stdin: io.stdin,
+        stdout: io.stdout,
+        stderr: io.stderr,
+        terminal: io.terminal,
+        ..Default::default()
+    }
+}
+
+fn mount(mount: Mount) -> proto::Mount {
+    proto::Mount {
+        type_: mount.kind,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::ttrpc::frame::{self, Frame, Reader};
+    use proptest::prelude::*;
+    use std::future::{Future, pending, poll_fn};
+    use std::path::PathBuf;
+    use std::time::UNIX_EPOCH;
+    use tempfile::TempDir;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{UnixListener, UnixStream};
+    use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
+    use ttrpc::proto::Request;
+
+    /// What the fake containerd does with a request.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Reply {
+        Take,
+        /// Takes it, but nobody hears of it.
+        TakeAndCut,
+        Cut,
+        Unavailable,
+        Invalid,
+        Hang,
+        /// Cuts all connections and is gone until it is started again.
+        Die,
+    }
+
+    /// A containerd in a directory of its own: its socket, and what it was sent.
+    struct Containerd {
+        path: PathBuf,
+        script: RefCell<VecDeque<Reply>>,
+        sent: RefCell<Vec<(Request, Reply)>>,
+        died: Notify,
+        _dir: TempDir,
+    }
+
+    impl Containerd {
+        fn new(script: &[Reply]) -> Rc<Self> {
+            let dir = tempfile::tempdir().unwrap();
+            Rc::new(Self {
+                path: dir.path().join("s.ttrpc"),
+                script: RefCell::new(script.iter().copied().collect()),
+                sent: RefCell::default(),
+                died: Notify::new(),
+                _dir: dir,
+            })
+        }
+
+        fn events(&self) -> Events {
+            Events::new(self.path.to_str().unwrap().into(), "k8s.io".into())
+        }
+
+        /// Listens and serves until the script says [`Reply::Die`].
+        fn start(self: &Rc<Self>) -> JoinHandle<()> {
+            let _ = std::fs::remove_file(&self.path);
+            let listener = UnixListener::bind(&self.path).unwrap();
+            let this = self.clone();
+            spawn_local(async move {
+                let mut open = tokio::task::JoinSet::new();
+                let mut died = Box::pin(this.died.notified());
+                poll_fn(|cx| {
+                    while let std::task::Poll::Ready(accepted) = listener.poll_accept(cx) {
+                        let connection = this.clone().connection(accepted.unwrap().0);
+                        open.spawn_local(connection);
+                    }
+                    died.as_mut().poll(cx)
+                })
+                .await;
+            })
+        }
+
+        async fn connection(self: Rc<Self>, mut stream: UnixStream) {
+            let mut reader = Reader::of_requests();
+            while let Ok(Some(Frame::Message { id, body })) =
+                poll_fn(|cx| reader.poll_frame(&stream, cx)).await
+            {
+                let request = Request::parse_from_bytes(&body).unwrap();
+                let reply = self.script.borrow_mut().pop_front();
+                let reply = reply.unwrap_or(Reply::Take);
+                self.sent.borrow_mut().push((request, reply));
+                let answer = match reply {
+                    Reply::Take => Ok(vec![]),
+                    Reply::Unavailable => Err(Error::new(Kind::Unavailable, "not now")),
+                    Reply::Invalid => Err(Error::invalid("never")),
+                    Reply::Cut | Reply::TakeAndCut => return,
+                    Reply::Hang => pending().await,
+                    Reply::Die => {
+                        self.died.notify_waiters();
+                        pending().await
+                    }
+                };
+                let answer = frame::response(id, answer);
+                stream.write_all(&answer).await.unwrap();
+            }
+        }
+
+        /// The pids of the events that were sent, with what became of each.
+        fn sent(&self) -> Vec<(u32, Reply)> {
+            let sent = self.sent.borrow();
+            sent.iter().map(|(r, reply)| (pid(r), *reply)).collect()
+        }
+
+        /// The pids of the events that containerd took.
+        fn taken(&self) -> Vec<u32> {
+            let took = |&(pid, reply): &(u32, Reply)| {
+                matches!(reply, Reply::Take | Reply::TakeAndCut).then_some(pid)
+            };
+            self.sent().iter().filter_map(took).collect()
+        }
+    }
+
+    fn envelope(request: &Request) -> Envelope {
+        let forward = ForwardRequest::parse_from_bytes(&request.payload).unwrap();
+        forward.envelope.unwrap()
+    }
+
+    fn pid(request: &Request) -> u32 {
+        let event = envelope(request).event.unwrap();
+        wire::TaskStart::parse_from_bytes(&event.value).unwrap().pid
+    }
+
+    fn start(pid: u32) -> Event {
+        Event::Start {
+            container_id: "c".into(),
+            pid,
+        }
+    }
+
+    /// Runs `test` in stopped time.
+    fn in_stopped_time<F: Future<Output = ()>>(test: F) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, test);
+    }
+
+    /// Lets everybody run, in stopped time, until `condition`. Sockets are never
+    /// waited for, so that the runtime has no reason to move the clock.
+    async fn until(condition: impl Fn() -> bool) {
+        let mut turns = 0;
+        while !condition() {
+            turns += 1;
+            assert!(turns < 1_000_000, "hangs");
+            yield_now().await;
+        }
+    }
+
+    /// As [`until`], but time goes on, and a containerd that died is started again.
+    async fn eventually(containerd: &Rc<Containerd>, condition: impl Fn() -> bool) {
+        let mut running = containerd.start();
+        for _ in 0..2000 {
+            for _ in 0..200 {
+                if condition() {
+                    return;
+                }
+                yield_now().await;
+            }
+            if running.is_finished() {
+                running = containerd.start();
+            }
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        panic!("never");
+    }
+
+    #[test]
+    fn each_event_has_its_topic_and_type() {
+        let at = UNIX_EPOCH + Duration::new(7, 8);
+        let container_id = String::from("c");
+        let exec_id = String::from("e");
+        let create = Event::Create {
+            container_id: container_id.clone(),
+            bundle: "/b".into(),
+            rootfs: vec![],
+            io: Stdio::default(),
+            checkpoint: String::new(),
+            pid: 1,
+        };
+        let exit = Event::Exit {
+            container_id: container_id.clone(),
+            id: exec_id.clone(),
+            pid: 1,
+            exit_status: 2,
+            exited_at: at,
+        };
+        let delete = Event::Delete {
+            container_id: container_id.clone(),
+            pid: 1,
+            exit_status: 2,
+            exited_at: None,
+        };
+        let exec_added = Event::ExecAdded {
+            container_id: container_id.clone(),
+            exec_id: exec_id.clone(),
+        };
+        let exec_started = Event::ExecStarted {
+            container_id: container_id.clone(),
+            exec_id,
+            pid: 1,
+        };
+        let checkpointed = Event::Checkpointed {
+            container_id: container_id.clone(),
+            checkpoint: "/k".into(),
+        };
+        let oom = Event::Oom {
+            container_id: container_id.clone(),
+        };
+        let paused = Event::Paused {
+            container_id: container_id.clone(),
+        };
+        let resumed = Event::Resumed { container_id };
+        for (event, topic, name) in [
+            (create, "/tasks/create", "TaskCreate"),
+            (start(1), "/tasks/start", "TaskStart"),
+            (exec_added, "/tasks/exec-added", "TaskExecAdded"),
+            (exec_started, "/tasks/exec-started", "TaskExecStarted"),
+            (exit, "/tasks/exit", "TaskExit"),
+            (delete, "/tasks/delete", "TaskDelete"),
+            (oom, "/tasks/oom", "TaskOOM"),
+            (paused, "/tasks/paused", "TaskPaused"),
+            (resumed, "/tasks/resumed", "TaskResumed"),
+            (checkpointed, "/tasks/checkpointed", "TaskCheckpointed"),
+        ] {
+            let entry = encode(event, "ns", at).unwrap();
+            assert_eq!(entry.topic, topic);
+            let forward = ForwardRequest::parse_from_bytes(&entry.request).unwrap();
+            let envelope = forward.envelope.unwrap();
+            assert_eq!(envelope.topic, topic);
+            assert_eq!(envelope.namespace, "ns");
+            assert_eq!(
+                (envelope.timestamp.seconds, envelope.timestamp.nanos),
+                (7, 8)
+            );
+            assert_eq!(envelope.event.type_url, format!("containerd.events.{name}"));
+        }
+    }
+
+    #[test]
+    fn an_event_s_fields_are_all_there() {
+        let (_, packed) = convert(Event::Create {
+            container_id: "c".into(),
+            bundle: "/b".into(),
+            rootfs: vec![Mount {
+                kind: "bind".into(),
+                source: "/s".into(),
+                target: "t".into(),
+                options: vec!["ro".into()],
+            }],
+            io: Stdio {
+                terminal: true,
+                stdin: "0".into(),
+                stdout: "1".into(),
+                stderr: "2".into(),
+            },
+            checkpoint: "/k".into(),
+            pid: 3,
+        })
+        .unwrap();
+        let create = wire::TaskCreate::parse_from_bytes(&packed.value).unwrap();
+        assert_eq!(create.container_id, "c");
+        assert_eq!(create.bundle, "/b");
+        let mount = &create.rootfs[0];
+        assert_eq!(
+            (mount.type_.as_str(), mount.source.as_str()),
+            ("bind", "/s")
+        );
+        assert_eq!(
+            (mount.target.as_str(), &mount.options[..]),
+            ("t", &["ro".into()][..])
+        );
+        let io = &create.io;
+        assert_eq!([&*io.stdin, &*io.stdout, &*io.stderr], ["0", "1", "2"]);
+        assert!(io.terminal);
+        assert_eq!((create.checkpoint.as_str(), create.pid), ("/k", 3));
+
+        let (_, packed) = convert(Event::Delete {
+            container_id: "c".into(),
+            pid: 4,
+            exit_status: 137,
+            exited_at: None,
+        })
+        .unwrap();
+        let delete = wire::TaskDelete::parse_from_bytes(&packed.value).unwrap();
+        assert_eq!((delete.pid, delete.exit_status), (4, 137));
+        assert_eq!(
+            (delete.container_id.as_str(), delete.id.as_str()),
+            ("c", "")
+        );
+        assert_eq!(delete.exited_at.seconds, -62_135_596_800);
+    }
+
+    #[test]
+    fn the_call_is_containerd_s() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[]);
+            let events = containerd.events();
+            spawn_local(events.clone().run());
+            events.publish(start(1));
+            eventually(&containerd, || !containerd.taken().is_empty()).await;
+            let (request, _) = &containerd.sent.borrow()[0];
+            assert_eq!(
+                request.service,
+                "containerd.services.events.ttrpc.v1.Events"
+            );
+            assert_eq!(request.method, "Forward");
+            assert_eq!(request.timeout_nano, 5_000_000_000);
+            let [pair] = &request.metadata[..] else {
+                panic!("{:?}", request.metadata);
+            };
+            assert_eq!(pair.key, "containerd-namespace-ttrpc");
+            assert_eq!(pair.value, "k8s.io");
+            assert_eq!(envelope(request).namespace, "k8s.io");
+        });
+    }
+
+    #[test]
+    fn a_restart_in_mid_stream_loses_and_reorders_nothing() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[Reply::Take, Reply::Take, Reply::Die]);
+            let events = containerd.events();
+            spawn_local(events.clone().run());
+            for pid in 0..5 {
+                events.publish(start(pid));
+            }
+            // It dies with event 2 in flight.
+            let running = containerd.start();
+            until(|| running.is_finished()).await;
+            for pid in 5..10 {
+                events.publish(start(pid));
+            }
+            tokio::time::advance(Duration::from_secs(60)).await;
+            eventually(&containerd, || containerd.taken().len() == 10).await;
+            assert_eq!(containerd.taken(), (0..10).collect::<Vec<_>>());
+            assert_eq!(containerd.sent()[2..4], [(2, Reply::Die), (2, Reply::Take)]);
+        });
+    }
+
+    #[test]
+    fn a_containerd_that_comes_late_gets_everything() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[]);
+            let events = containerd.events();
+            spawn_local(events.clone().run());
+            for pid in 0..3 {
+                events.publish(start(pid));
+            }
+            for _ in 0..100 {
+                yield_now().await;
+                tokio::time::advance(Duration::from_secs(10)).await;
+            }
+            eventually(&containerd, || containerd.taken().len() == 3).await;
+            assert_eq!(containerd.taken(), [0, 1, 2]);
+        });
+    }
+
+    #[test]
+    fn a_refusal_is_asked_again_but_not_of_an_invalid_event() {
+        in_stopped_time(async {
+            use Reply::{Invalid, Take, Unavailable};
+            let containerd = Containerd::new(&[Unavailable, Unavailable, Take, Invalid]);
+            let events = containerd.events();
+            spawn_local(events.clone().run());
+            for pid in 0..3 {
+                events.publish(start(pid));
+            }
+            eventually(&containerd, || containerd.taken().len() == 2).await;
+            let expected = [
+                (0, Unavailable),
+                (0, Unavailable),
+                (0, Take),
+                (1, Invalid),
+                (2, Take),
+            ];
+            assert_eq!(containerd.sent(), expected);
+        });
+    }
+
+    #[test]
+    fn a_containerd_that_hangs_is_given_five_seconds() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[Reply::Hang]);
+            let events = containerd.events();
+            spawn_local(events.clone().run());
+            containerd.start();
+            events.publish(start(1));
+            events.publish(start(2));
+            until(|| containerd.sent().len() == 1).await;
+            tokio::time::advance(ATTEMPT - Duration::from_millis(1)).await;
+            for _ in 0..1000 {
+                yield_now().await;
+            }
+            assert_eq!(containerd.sent().len(), 1);
+            tokio::time::advance(Duration::from_millis(2)).await;
+            // The timeout is noticed before time goes on to the next attempt.
+            for _ in 0..1000 {
+                yield_now().await;
+            }
+            tokio::time::advance(FIRST_PAUSE).await;
+            until(|| containerd.taken().len() == 2).await;
+            assert_eq!(containerd.taken(), [1, 2]);
+        });
+    }
+
+    #[test]
+    fn a_connection_that_died_while_idle_costs_no_pause() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[]);
+            let events = containerd.events();
+            spawn_local(events.clone().run());
+            let running = containerd.start();
+            events.publish(start(1));
+            until(|| containerd.taken().len() == 1).await;
+            containerd.died.notify_waiters();
+            until(|| running.is_finished()).await;
+            containerd.start();
+            events.publish(start(2));
+            until(|| containerd.taken().len() == 2).await;
+        });
+    }
+
+    #[test]
+    fn drained_waits_for_the_last_answer() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[Reply::Take, Reply::Unavailable]);
+            let events = containerd.events();
+            events.drained().await;
+            spawn_local(events.clone().run());
+            events.publish(start(1));
+            events.publish(start(2));
+            let drained = {
+                let (events, containerd) = (events.clone(), containerd.clone());
+                spawn_local(async move {
+                    events.drained().await;
+                    containerd.taken()
+                })
+            };
+            eventually(&containerd, || drained.is_finished()).await;
+            assert_eq!(drained.await.unwrap(), [1, 2]);
+            assert_eq!(events.0.waiting.borrow().capacity(), 0);
+        });
+    }
+
+    #[test]
+    fn without_an_address_nothing_is_kept() {
+        in_stopped_time(async {
+            let events = Events::new(String::new(), "ns".into());
+            events.publish(start(1));
+            events.drained().await;
+        });
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20))]
+        #[test]
+        fn whatever_containerd_does_events_arrive_in_order(
+            script in proptest::collection::vec(
+                prop_oneof![
+                    4 => Just(Reply::Take),
+                    1 => Just(Reply::TakeAndCut),
+                    1 => Just(Reply::Cut),
+                    1 => Just(Reply::Unavailable),
+                    1 => Just(Reply::Hang),
+                    1 => Just(Reply::Die),
+                ],
+                0..20,
+            ),
+        ) {
+            in_stopped_time(async {
+                let containerd = Containerd::new(&script);
+                let events = containerd.events();
+                spawn_local(events.clone().run());
+                let done = {
+                    let events = events.clone();
+                    spawn_local(async move {
+                        for pid in 0..20 {
+                            events.publish(start(pid));
+                            if pid % 3 == 0 {
+                                events.drained().await;
+                            }
+                        }
+                        events.drained().await;
+                    })
+                };
+                eventually(&containerd, || done.is_finished()).await;
+                // Only an event whose answer was lost comes twice, and at once.
+                let mut taken = containerd.taken();
+                taken.dedup();
+                assert_eq!(taken, (0..20).collect::<Vec<_>>());
+            });
+        }
     }
 }

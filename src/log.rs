@@ -10,7 +10,7 @@
 
 use std::fmt::{self, Write};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Stderr, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -23,15 +23,14 @@ use nix::fcntl::OFlag;
 /// A pipe takes this much whole or not at all (`PIPE_BUF`).
 const LONGEST_LINE: usize = 4096;
 
-static LOGGER: OnceLock<FifoLogger> = OnceLock::new();
+static LOGGER: OnceLock<FifoLogger<Stderr>> = OnceLock::new();
 
 /// Sends the process's log to the FIFO at `path`, from level debug on or info, each
 /// line with the container's id and namespace. Also makes it the process's stderr,
 /// and panics lines of it. Once a process; without the FIFO nothing is changed.
 pub fn init(path: &Path, debug: bool, id: &str, namespace: &str) -> io::Result<()> {
-    let fifo = open(path)?;
-    nix::unistd::dup2_stderr(&fifo)?;
-    let logger = LOGGER.get_or_init(|| FifoLogger::new(fifo, id, namespace));
+    nix::unistd::dup2_stderr(open(path)?)?;
+    let logger = LOGGER.get_or_init(|| FifoLogger::new(io::stderr(), id, namespace));
     if log::set_logger(logger).is_ok() {
         log::set_max_level(match debug {
             true => LevelFilter::Debug,
@@ -58,15 +57,18 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-struct FifoLogger {
-    fifo: File,
+struct FifoLogger<W> {
+    fifo: W,
     /// What every line ends with.
     fields: String,
     dropped: AtomicU64,
 }
 
-impl FifoLogger {
-    fn new(fifo: File, id: &str, namespace: &str) -> Self {
+impl<W> FifoLogger<W>
+where
+    for<'a> &'a W: io::Write,
+{
+    fn new(fifo: W, id: &str, namespace: &str) -> Self {
         let fields = format!(" id={} namespace={}", Value(id), Value(namespace));
         let dropped = AtomicU64::new(0);
         Self {
@@ -96,7 +98,7 @@ impl FifoLogger {
     }
 }
 
-impl Log for FifoLogger {
+impl Log for FifoLogger<Stderr> {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true // The maximum level has been looked at.
     }
@@ -304,7 +306,7 @@ mod tests {
         assert_eq!(Value("").to_string(), r#""""#);
     }
 
-    fn fifo() -> (tempfile::TempDir, FifoLogger, File) {
+    fn fifo() -> (tempfile::TempDir, FifoLogger<File>, File) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();

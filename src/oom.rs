@@ -1,18 +1,421 @@
-//! stub
-use crate::cgroup::Cgroup;
-use crate::error::Result;
+//! OOM kills in a container's cgroup.
+//!
+//! Promises: what is told is an increase of the kernel's counter of OOM kills, so
+//! neither an ancestor's shortage nor the end of the cgroup is taken for one. The
+//! counter's file is opened at the start and kept: [`OomWatch::finish`] reads it once
+//! more, before the caller goes on to tell of the exit. The kernel counts a kill
+//! before it sends the signal, so once the victim is reaped the counter is right.
+//!
+//! A kept file does not outlive its cgroup: after the `rmdir`, reads say ENODEV.
+//! systemd may remove a scope as soon as its last process is dead, so `finish` wants
+//! to be called as soon as that is reaped. If that is too late all the same, a v1
+//! notification that no kill followed yet is taken for one; on v2 nothing is left to
+//! go by, but there the kernel has notified of the kill itself.
+//!
+//! Lacks on purpose: a thread, and paths: nothing is looked up again by name, but
+//! cgroups that the container made itself.
 
-/// A watch for OOM kills in a container's cgroup.
-pub struct OomWatch(());
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::{JoinHandle, spawn_local};
+
+use crate::cgroup::{self, Cgroup, MemoryDir};
+use crate::error::{Context, Error, Result};
+use crate::sys::fd::{eventfd, watch};
+
+/// A watch for OOM kills in a container's cgroup. Dropping it ends it.
+pub struct OomWatch {
+    counter: Rc<Counter>,
+    task: JoinHandle<()>,
+}
+
+/// The kernel's count of OOM kills, and how many of them have been told.
+struct Counter {
+    file: File,
+    /// The line of `file` that counts.
+    key: &'static str,
+    /// v1: where cgroups below are; their counts are their own.
+    below: Option<PathBuf>,
+    told: Cell<u64>,
+    /// The kernel notified of a shortage and has counted no kill since.
+    suspected: Cell<bool>,
+    on_oom: Box<dyn Fn()>,
+}
 
 impl OomWatch {
-    /// Opens the watch and calls `on_oom` once for each new OOM kill seen (from a local task).
-    pub fn start(_cgroup: &Cgroup, _on_oom: impl Fn() + 'static) -> Result<OomWatch> {
-        todo!()
+    /// Opens the watch and calls `on_oom` for each increase of the number of OOM kills
+    /// that is seen (from a local task): once for kills that come together. Kills from
+    /// before, of a cgroup that is as old as the container, count too.
+    ///
+    /// Needs a `LocalSet`. An error without a memory controller.
+    pub fn start(cgroup: &Cgroup, on_oom: impl Fn() + 'static) -> Result<OomWatch> {
+        let dir = cgroup
+            .memory()
+            .ok_or_else(|| Error::unknown("watch OOM kills: no memory controller"))?;
+        Self::watch(dir, Box::new(on_oom))
     }
+
+    fn watch(memory: MemoryDir<'_>, on_oom: Box<dyn Fn()>) -> Result<OomWatch> {
+        match memory {
+            MemoryDir::V1(dir) => Self::watch_v1(dir, on_oom),
+            MemoryDir::V2(dir) => Self::watch_v2(&dir.join("memory.events"), "oom_kill", on_oom),
+        }
+    }
+
+    fn watch_v1(dir: &Path, on_oom: Box<dyn Fn()>) -> Result<OomWatch> {
+        let file = dir.join("memory.oom_control");
+        let counter = Counter::open(&file, "oom_kill", Some(dir.to_owned()), on_oom)?;
+        let notified = eventfd()
+            .and_then(|event| {
+                let (event_fd, file_fd) = (event.as_raw_fd(), counter.file.as_raw_fd());
+                let control = dir.join("cgroup.event_control");
+                let control = File::options().write(true).open(control)?;
+                control.write_all_at(format!("{event_fd} {file_fd}").as_bytes(), 0)?;
+                watched(event, Interest::READABLE)
+            })
+            .context(|| format!("watch {}", file.display()))?;
+        let task = spawn_local(counter.clone().follow_v1(notified));
+        Ok(OomWatch { counter, task })
+    }
+
+    fn watch_v2(file: &Path, key: &'static str, on_oom: Box<dyn Fn()>) -> Result<OomWatch> {
+        let counter = Counter::open(file, key, None, on_oom)?;
+        let changes = counter.file.try_clone();
+        let changes = changes
+            .and_then(|file| watched(file.into(), Interest::PRIORITY))
+            .context(|| format!("watch {}", file.display()))?;
+        let task = spawn_local(counter.clone().follow_v2(changes));
+        Ok(OomWatch { counter, task })
+    }
+
     /// Reads once more, calls `on_oom` if there was one not yet told, and ends the watch.
     /// Synchronous: what it reports is queued before the caller's next event.
     pub fn finish(self) {
-        todo!()
+        let counter = &self.counter;
+        if counter.tell(false).is_err() && counter.suspected.get() {
+            (counter.on_oom)();
+        }
+    }
+}
+
+impl Drop for OomWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Counter {
+    fn open(
+        file: &Path,
+        key: &'static str,
+        below: Option<PathBuf>,
+        on_oom: Box<dyn Fn()>,
+    ) -> Result<Rc<Counter>> {
+        let opened = File::open(file).context(|| format!("open {}", file.display()))?;
+        Ok(Rc::new(Counter {
+            file: opened,
+            key,
+            below,
+            told: Cell::new(0),
+            suspected: Cell::new(false),
+            on_oom,
+        }))
+    }
+
+    /// Calls `on_oom` if there are more kills than were told, or if the kernel notified
+    /// of a shortage that no kill will end. Whether it did; an error when the cgroup
+    /// is gone.
+    fn tell(&self, notified: bool) -> io::Result<bool> {
+        // A few lines with a number each.
+        let mut buffer = [0; 512];
+        let length = self.file.read_at(&mut buffer, 0)?;
+        let text = str::from_utf8(&buffer[..length]).unwrap_or_default();
+        let below = self.below.as_deref();
+        let kills = cgroup::value(text, self.key) + below.map_or(0, cgroup::oom_kills_below);
+        // Fewer than before: a cgroup below is gone, and its kills with it.
+        let more = kills > self.told.replace(kills);
+        // With killing disabled, whoever is short of memory hangs. That is told too.
+        let stuck = notified && is_stuck(text);
+        if more || stuck {
+            self.suspected.set(false);
+            (self.on_oom)();
+        }
+        Ok(more || stuck)
+    }
+
+    /// v1: a notification is of a shortage here or in an ancestor, and comes before
+    /// the kill, or else of the end of the cgroup.
+    async fn follow_v1(self: Rc<Self>, notified: AsyncFd<OwnedFd>) {
+        while let Ok(mut guard) = notified.readable().await {
+            // The count is of no interest; an error says that it is 0 again.
+            let _ = nix::unistd::read(notified.get_ref(), &mut [0; 8]);
+            guard.clear_ready();
+            if self.settle().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// v2: the kernel raises POLLPRI on the file whenever it changed since it was read,
+    /// through whichever descriptor.
+    async fn follow_v2(self: Rc<Self>, changes: AsyncFd<OwnedFd>) {
+        while self.tell(false).is_ok() {
+            match changes.ready(Interest::PRIORITY).await {
+                Ok(mut guard) => guard.clear_ready(),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Waits for the kill that a notification announced, if there is to be one. The
+    /// kernel tells nobody of the kill itself, so this looks a few times.
+    async fn settle(&self) -> io::Result<()> {
+        for pause in [1, 10, 100, 1000] {
+            if self.tell(true)? {
+                return Ok(());
+            }
+            // Only now: the notification was not that of the cgroup's end.
+            self.suspected.set(true);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        self.tell(true)?;
+        self.suspected.set(false);
+        Ok(())
+    }
+}
+
+/// Registers `fd` for `interest`.
+fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(fd, interest).map_err(|(_closed, error)| error)
+}
+
+fn is_stuck(oom_control: &str) -> bool {
+    ["oom_kill_disable", "under_oom"]
+        .iter()
+        .all(|key| cgroup::value(oom_control, key) == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::process::{Child, Command, Stdio};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::Notify;
+    use tokio::task::LocalSet;
+
+    /// A cgroup of the test's own in a real hierarchy, removed at the end.
+    struct Own(PathBuf);
+
+    impl Own {
+        /// `None`, loudly, where the hierarchy cannot be used.
+        fn in_hierarchy(hierarchy: &str) -> Option<Own> {
+            static NUMBER: AtomicUsize = AtomicUsize::new(0);
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("oom-test-{}-{number}", std::process::id());
+            let dir = Path::new(hierarchy).join(name);
+            match fs::create_dir(&dir) {
+                Ok(()) if dir.join("cgroup.procs").exists() => Some(Own(dir)),
+                outcome => {
+                    eprintln!("SKIPPED: no cgroups in {hierarchy}: {outcome:?}");
+                    let _ = fs::remove_dir(&dir);
+                    None
+                }
+            }
+        }
+
+        fn with_limit() -> Option<Own> {
+            let own = Own::in_hierarchy("/sys/fs/cgroup/memory")?;
+            fs::write(own.0.join("memory.limit_in_bytes"), "16M").unwrap();
+            Some(own)
+        }
+
+        fn child(&self, program: &str) -> Child {
+            let enter = format!(
+                "echo 0 > {}/cgroup.procs && exec {program}",
+                self.0.display()
+            );
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &enter]).stdin(Stdio::piped());
+            shell.stdout(Stdio::piped()).spawn().unwrap()
+        }
+
+        /// A process that takes more than the limit, until it is dead.
+        fn hog(&self) -> Child {
+            self.child("tail /dev/zero")
+        }
+    }
+
+    impl Drop for Own {
+        fn drop(&mut self) {
+            if let Err(error) = fs::remove_dir(&self.0) {
+                let gone = error.kind() == io::ErrorKind::NotFound;
+                assert!(gone || std::thread::panicking(), "{error}");
+            }
+        }
+    }
+
+    /// Waits until `child` has ended, whoever reaps it.
+    fn ended(mut child: Child) {
+        drop(child.stdin.take());
+        let mut output = child.stdout.take().unwrap();
+        io::copy(&mut output, &mut io::sink()).unwrap();
+        #[allow(clippy::disallowed_methods)]
+        let _ = child.wait();
+    }
+
+    /// A callback that counts, and what it counted.
+    #[derive(Clone, Default)]
+    struct Told(Rc<(Cell<usize>, Notify)>);
+
+    impl Told {
+        fn callback(&self) -> Box<dyn Fn()> {
+            let told = self.clone();
+            Box::new(move || {
+                told.0.0.set(told.0.0.get() + 1);
+                told.0.1.notify_one();
+            })
+        }
+
+        fn times(&self) -> usize {
+            self.0.0.get()
+        }
+
+        async fn once(&self) {
+            let limit = Duration::from_secs(60);
+            let told = tokio::time::timeout(limit, self.0.1.notified()).await;
+            told.expect("nothing was told");
+        }
+    }
+
+    async fn locally(test: impl Future<Output = ()>) {
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn an_oom_kill_is_told_when_it_happens_and_only_once() {
+        let Some(own) = Own::with_limit() else { return };
+        locally(async {
+            let told = Told::default();
+            let watch = OomWatch::watch(MemoryDir::V1(&own.0), told.callback()).unwrap();
+            for kills in [1, 2] {
+                let hog = own.hog();
+                told.once().await;
+                ended(hog);
+                assert_eq!(told.times(), kills);
+            }
+            watch.finish();
+            assert_eq!(told.times(), 2);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn finish_tells_what_the_task_had_no_time_for() {
+        let Some(own) = Own::with_limit() else { return };
+        locally(async {
+            let told = Told::default();
+            let watch = OomWatch::watch(MemoryDir::V1(&own.0), told.callback()).unwrap();
+            ended(own.hog());
+            assert_eq!(told.times(), 0);
+            watch.finish();
+            assert_eq!(told.times(), 1);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_kill_in_a_cgroup_below_counts() {
+        let Some(own) = Own::with_limit() else { return };
+        let nested = Own(own.0.join("nested"));
+        fs::create_dir(&nested.0).unwrap();
+        locally(async {
+            let told = Told::default();
+            let watch = OomWatch::watch(MemoryDir::V1(&own.0), told.callback()).unwrap();
+            ended(nested.hog());
+            watch.finish();
+            assert_eq!(told.times(), 1);
+        })
+        .await;
+        drop(nested);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_cgroup_is_no_oom_kill() {
+        let Some(own) = Own::with_limit() else { return };
+        locally(async {
+            let told = Told::default();
+            let mut watch = OomWatch::watch(MemoryDir::V1(&own.0), told.callback()).unwrap();
+            fs::remove_dir(&own.0).unwrap();
+            let error = watch.counter.tell(false).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+            // The kernel notifies of it, and so the task ends by itself.
+            let limit = Duration::from_secs(60);
+            let ended = tokio::time::timeout(limit, &mut watch.task).await;
+            ended.expect("not notified").unwrap();
+            watch.finish();
+            assert_eq!(told.times(), 0);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_cgroup_right_after_a_notification_is_one() {
+        let Some(own) = Own::with_limit() else { return };
+        locally(async {
+            let told = Told::default();
+            let watch = OomWatch::watch(MemoryDir::V1(&own.0), told.callback()).unwrap();
+            watch.counter.suspected.set(true);
+            fs::remove_dir(&own.0).unwrap();
+            watch.finish();
+            assert_eq!(told.times(), 1);
+        })
+        .await;
+    }
+
+    /// `memory.events` works as `cgroup.events` does, which is there without a
+    /// memory controller.
+    #[tokio::test]
+    async fn on_v2_a_change_of_the_file_is_seen() {
+        let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+        let Some(own) = mounts.iter().find_map(|mount| Own::in_hierarchy(mount)) else {
+            return;
+        };
+        locally(async {
+            let told = Told::default();
+            let events = own.0.join("cgroup.events");
+            let watch = OomWatch::watch_v2(&events, "populated", told.callback()).unwrap();
+            let child = own.child("cat");
+            told.once().await;
+            ended(child);
+            watch.finish();
+            assert_eq!(told.times(), 1);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn without_the_files_there_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        for memory in [MemoryDir::V1(dir.path()), MemoryDir::V2(dir.path())] {
+            let error = OomWatch::watch(memory, Box::new(|| ())).err().unwrap();
+            assert!(error.to_string().starts_with("open /"), "{error}");
+        }
+    }
+
+    #[test]
+    fn stuck_is_who_is_short_of_memory_and_not_killed() {
+        assert!(is_stuck("oom_kill_disable 1\nunder_oom 1\noom_kill 0\n"));
+        assert!(!is_stuck("oom_kill_disable 0\nunder_oom 1\noom_kill 0\n"));
+        assert!(!is_stuck("oom_kill_disable 1\nunder_oom 0\noom_kill 0\n"));
     }
 }

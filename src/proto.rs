@@ -1,6 +1,8 @@
 //! The wire's message types: re-exports of the crates' generated code, by the
 //! name of containerd's package, and what `build.rs` makes of `protos/`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 /// `containerd.task.v2` and `containerd.task.v3`: the messages of both are the same.
 pub use containerd_shim::protos::shim::shim as task;
 
@@ -42,13 +44,47 @@ pub use protobuf::{EnumOrUnknown, Message, MessageField};
 /// `runtimeoptions.v1.Options`.
 pub use generated::runtimeoptions;
 
+/// `None` is Go's zero time, the year 1: an unset field would be read as 1970.
+pub fn timestamp(time: Option<SystemTime>) -> Timestamp {
+    const GO_ZERO_SECONDS: i64 = -62_135_596_800;
+    let (seconds, nanos) = match time.map(|time| time.duration_since(UNIX_EPOCH)) {
+        None => (GO_ZERO_SECONDS, 0),
+        Some(Ok(after)) => (after.as_secs() as i64, after.subsec_nanos()),
+        // Nanoseconds count forward, whatever the sign of the seconds.
+        Some(Err(e)) => match (e.duration().as_secs() as i64, e.duration().subsec_nanos()) {
+            (seconds, 0) => (-seconds, 0),
+            (seconds, nanos) => (-seconds - 1, 1_000_000_000 - nanos),
+        },
+    };
+    Timestamp {
+        seconds,
+        nanos: nanos as i32,
+        ..Default::default()
+    }
+}
+
 #[allow(missing_docs, clippy::all)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/protos/mod.rs"));
 }
 
-/// A time as the wire has it. `None` is Go's zero time, which containerd tells from
-/// an unset field: that would be 1970.
-pub fn timestamp(at: Option<std::time::SystemTime>) -> Timestamp {
-    todo!()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn timestamps_are_go_s() {
+        let of = |time| {
+            let stamp = timestamp(time);
+            (stamp.seconds, stamp.nanos)
+        };
+        assert_eq!(of(None), (-62_135_596_800, 0));
+        assert_eq!(of(Some(UNIX_EPOCH)), (0, 0));
+        let half = Duration::from_millis(1500);
+        assert_eq!(of(Some(UNIX_EPOCH + half)), (1, 500_000_000));
+        assert_eq!(of(Some(UNIX_EPOCH - half)), (-2, 500_000_000));
+        let whole = Duration::from_secs(2);
+        assert_eq!(of(Some(UNIX_EPOCH - whole)), (-2, 0));
+    }
 }

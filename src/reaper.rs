@@ -244,6 +244,7 @@ pub mod fake {
     #[derive(Debug, Default)]
     pub struct Kernel {
         last: Cell<i32>,
+        /// Their pids.
         pub alive: RefCell<BTreeSet<i32>>,
         /// Those among them that were sent a signal.
         pub signalled: RefCell<Vec<i32>>,
@@ -252,11 +253,13 @@ pub mod fake {
     }
 
     impl Kernel {
-        /// A new process.
+        /// A new process, with a pid that no real one has.
         pub fn fork(&self) -> i32 {
+            const PID_MAX_LIMIT: i32 = 1 << 22;
             self.last.set(self.last.get() + 1);
-            self.alive.borrow_mut().insert(self.last.get());
-            self.last.get()
+            let pid = PID_MAX_LIMIT + self.last.get();
+            self.alive.borrow_mut().insert(pid);
+            pid
         }
 
         pub(super) fn spawn(&self, command: &Command) -> i32 {

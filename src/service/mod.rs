@@ -6,8 +6,10 @@
 
 mod wire;
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::future::Future;
+use std::os::unix::net::UnixListener;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
@@ -16,10 +18,12 @@ use tokio::task::spawn_local;
 use crate::error::{Error, Kind, Result};
 use crate::proto::{Empty, Message, task};
 use crate::task::Tasks;
-use crate::ttrpc::server::Call;
+use crate::ttrpc::server::{Call, Server};
 
 /// Both names of the service.
 const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>;
 
 /// The Task service of this shim.
 pub struct Service {
@@ -27,19 +31,27 @@ pub struct Service {
     /// Set once nothing is left to serve.
     over: Cell<bool>,
     shutdown: Notify,
-    /// Closes the endpoint to new clients, before Shutdown is answered.
-    close: Box<dyn Fn()>,
+    /// Where it is served.
+    server: OnceCell<Rc<Server>>,
 }
 
 impl Service {
-    /// A service for `tasks`; `close` keeps new clients out.
-    pub fn new(tasks: Tasks, close: impl Fn() + 'static) -> Service {
-        Service {
+    /// A service for `tasks`.
+    pub fn new(tasks: Tasks) -> Rc<Service> {
+        Rc::new(Service {
             tasks,
             over: Cell::default(),
             shutdown: Notify::new(),
-            close: Box::new(close),
-        }
+            server: OnceCell::new(),
+        })
+    }
+
+    /// An endpoint on `listener` that serves this.
+    pub fn endpoint(self: &Rc<Self>, listener: UnixListener) -> Result<Rc<Server>> {
+        let service = self.clone();
+        let handler = Rc::new(move |call| -> Answer { Box::pin(service.clone().answer(call)) });
+        let server = Server::new(listener, handler)?;
+        Ok(self.server.get_or_init(|| server).clone())
     }
 
     /// Waits for a Shutdown that found no container.
@@ -195,7 +207,7 @@ impl Service {
     }
 
     fn stats(&self, request: task::StatsRequest) -> Result<task::StatsResponse> {
-        let stats = self.tasks.find(&request.id)?.stats()?;
+        let stats = self.tasks.find(&request.id)?.cgroup()?.stats()?;
         Ok(task::StatsResponse {
             stats: Some(stats).into(),
             ..Default::default()
@@ -218,7 +230,9 @@ impl Service {
         if self.tasks.is_empty() {
             self.over.set(true);
             // First, so that no new client meets a server that is about to end.
-            (self.close)();
+            if let Some(server) = self.server.get() {
+                server.close();
+            }
             self.shutdown.notify_one();
         }
         Ok(Empty::new())

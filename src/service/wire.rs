@@ -9,9 +9,8 @@ use crate::mount::Mount;
 use crate::options::Options;
 use crate::proto::{self, Any, EnumOrUnknown, Message, MessageField, Timestamp, task, timestamp};
 use crate::reaper::Exit;
-use crate::runtime::Checkpoint;
 use crate::stdio::Stdio;
-use crate::task::{Create, Deleted, Image, Member, State, Status};
+use crate::task::{Checkpoint, Create, Deleted, Image, Member, State, Status};
 
 /// A request, as what to make.
 pub fn create(request: task::CreateTaskRequest) -> Result<Create> {

@@ -1,77 +1,477 @@
-//! stub
-use crate::error::Result;
+//! A process's stdio: from what a request names to open descriptors and copiers.
+//!
+//! ```text
+//! containerd's FIFO ↔ fifo ↔ copy ↔ pipe, or console ↔ process
+//! ```
+//!
+//! Promises: opening, handing over and starting are bounded in time; whatever fails
+//! leaves nothing open; no output is lost or reordered while the process lives, and
+//! nobody but the process waits for a reader that does not read. `Streams` owns
+//! everything, and its drop ends everything.
+//!
+//! Lacks on purpose: threads that copy, and buffers for what nobody reads.
+
+mod console;
+mod copy;
+mod fifo;
+mod logger;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::fs::{DirBuilder, OpenOptions};
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::{self, Command};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Gid, Uid, fchown, pipe2};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{Instant, timeout_at};
+
+use self::console::{ConsoleSocket, Terminal};
+use self::copy::{Copy, DRAIN, Drain, End, Until};
+use self::logger::Logger;
+use self::target::Target;
+use crate::error::{Context, Error, Kind, Result};
 use crate::reaper::Reaper;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+
+/// How long opening may take: a reader to come to a FIFO, a logger to get ready.
+const OPENING: Duration = Duration::from_secs(30);
+/// How long after it a logging program that has read everything may take to end.
+const LOGGER_END: Duration = Duration::from_secs(2);
 
 /// A process's stdio as the request names it: URIs or paths, empty for none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stdio {
+    /// Whether the process gets a terminal; then there is no stderr.
     pub terminal: bool,
+    /// A path or `fifo://`.
     pub stdin: String,
+    /// A path, `fifo://`, `file://`, `binary://` or `binary-v2://`.
     pub stdout: String,
+    /// As `stdout`.
     pub stderr: String,
 }
 
 /// What opening a process's stdio needs to know about the process.
 pub struct Owner<'a> {
+    /// The container's namespace.
     pub namespace: &'a str,
+    /// The container's id.
     pub container_id: &'a str,
-    /// Owner of the container's ends of pipes and ptys.
+    /// User that owns the container's ends of pipes.
     pub uid: u32,
+    /// Group that owns them.
     pub gid: u32,
+    /// Starts logging programs.
     pub reaper: &'a Reaper,
 }
 
 /// Stdio that is open on containerd's side and waits for the process to be made.
-pub struct Opened(());
+#[derive(Debug)]
+pub struct Opened {
+    console: Option<ConsoleSocket>,
+    /// The process's stdin, stdout and stderr.
+    passed: [Option<OwnedFd>; 3],
+    stdin: Option<Input>,
+    outputs: Vec<Output>,
+    logger: Option<Logger>,
+    drain: Rc<Drain>,
+}
+
+/// A process's stdin: whence it comes, and the pipe it goes to unless that is a
+/// terminal.
+#[derive(Debug)]
+struct Input {
+    from: fifo::Input,
+    to: Option<OwnedFd>,
+}
+
+/// One output: where it goes, and the pipe it comes from unless that is a terminal.
+#[derive(Debug)]
+struct Output {
+    name: &'static str,
+    from: Option<OwnedFd>,
+    to: Rc<End>,
+}
 
 /// A started process's stdio.
-pub struct Streams(());
+#[derive(Debug)]
+pub struct Streams {
+    terminal: Option<Rc<Terminal>>,
+    stdin_hold: RefCell<Option<OwnedFd>>,
+    logger: Option<Logger>,
+    drain: Rc<Drain>,
+    _tasks: Vec<Task>,
+}
 
 /// Opens what `stdio` names. Fails within 30 s when a FIFO has no reader, with
-/// nothing left open.
-pub async fn open(_stdio: &Stdio, _owner: &Owner<'_>) -> Result<Opened> {
-    todo!()
+/// nothing left open. Needs a `LocalSet`.
+///
+/// # Errors
+/// `InvalidArgument` for a URI that means nothing, `DeadlineExceeded` when nobody
+/// came to read.
+pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
+    let deadline = Instant::now() + OPENING;
+    let stdin = Target::parse(&stdio.stdin).map_err(|e| e.within("stdin"))?;
+    let stdout = Target::parse(&stdio.stdout).map_err(|e| e.within("stdout"))?;
+    let stderr = match stdio.terminal {
+        true => Target::None,
+        false => Target::parse(&stdio.stderr).map_err(|e| e.within("stderr"))?,
+    };
+    let mut opened = Opened {
+        console: None,
+        passed: [None, None, None],
+        stdin: None,
+        outputs: Vec::new(),
+        logger: None,
+        drain: Rc::default(),
+    };
+    if stdio.terminal {
+        opened.console = Some(ConsoleSocket::new()?);
+    }
+    opened.open_stdin(&stdin, owner)?;
+    match (&stdout, &stderr) {
+        (Target::Logger(program), _) => opened.log([true, true], program, owner, deadline).await?,
+        (Target::None, Target::Logger(program)) => {
+            opened.log([false, true], program, owner, deadline).await?
+        }
+        _ => opened.open_outputs(stdout, stderr, owner, deadline).await?,
+    }
+    Ok(opened)
 }
 
 impl Opened {
-    /// Sets stdin, stdout and stderr of the runtime's command: the container's ends of
-    /// the pipes, or /dev/null (for a terminal: /dev/null in, and the caller captures the rest).
-    /// Returns whether stdout and stderr are the container's, so must not be captured.
-    pub fn give_to(&mut self, _command: &mut Command) -> Result<bool> {
-        todo!()
+    fn open_stdin(&mut self, stdin: &Target, owner: &Owner<'_>) -> Result<()> {
+        let path = match stdin {
+            Target::None => return Ok(()),
+            Target::Path(path) => path,
+            Target::File(_) | Target::Logger(_) => {
+                return Err(Error::invalid("stdin: not a path or fifo://"));
+            }
+        };
+        let from = fifo::open_input(path).context(|| format!("open stdin {}", path.display()))?;
+        let to = match self.console {
+            Some(_) => None,
+            None => {
+                let (read, write) = pipe_for(owner, "stdin")?;
+                set_nonblocking(&write).context(|| "make pipe for stdin")?;
+                self.passed[0] = Some(read);
+                Some(write)
+            }
+        };
+        self.stdin = Some(Input { from, to });
+        Ok(())
     }
+
+    async fn open_outputs(
+        &mut self,
+        stdout: Target,
+        stderr: Target,
+        owner: &Owner<'_>,
+        deadline: Instant,
+    ) -> Result<()> {
+        // One place, one descriptor: appended to by both.
+        let same = stdout == stderr;
+        for (name, target) in [("stdout", stdout), ("stderr", stderr)] {
+            let to = match target {
+                Target::None if self.console.is_some() && name == "stdout" => {
+                    // Somebody has to read the terminal.
+                    let null = null().and_then(End::sink);
+                    Rc::new(null.context(|| "open /dev/null")?)
+                }
+                Target::None => continue,
+                _ if same && let Some(first) = self.outputs.first() => first.to.clone(),
+                target => Rc::new(open_sink(name, &target, deadline).await?),
+            };
+            self.output(name, to, owner)?;
+        }
+        Ok(())
+    }
+
+    /// Adds an output to `to`, from a new pipe or from the terminal.
+    fn output(&mut self, name: &'static str, to: Rc<End>, owner: &Owner<'_>) -> Result<()> {
+        let from = match self.console {
+            Some(_) => None,
+            None => {
+                let (read, write) = pipe_for(owner, name)?;
+                set_nonblocking(&read).context(|| format!("make pipe for {name}"))?;
+                self.passed[if name == "stdout" { 1 } else { 2 }] = Some(write);
+                Some(read)
+            }
+        };
+        self.outputs.push(Output { name, from, to });
+        Ok(())
+    }
+
+    /// Starts a logging program for stdout and stderr, as far as `wanted`.
+    async fn log(
+        &mut self,
+        wanted: [bool; 2],
+        program: &logger::Program,
+        owner: &Owner<'_>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let (stdout, stdout_write) = pipe_for(owner, "stdout")?;
+        let (stderr, stderr_write) = pipe_for(owner, "stderr")?;
+        let terminal = self.console.is_some();
+        let ends = [stdout, stderr];
+        let logger = program
+            .start(ends, !terminal, owner, &self.drain, deadline)
+            .await?;
+        self.logger = Some(logger);
+        if terminal {
+            let to = set_nonblocking(&stdout_write).and_then(|()| End::sink(stdout_write));
+            let to = to.context(|| "watch pipe for stdout")?;
+            return self.output("stdout", Rc::new(to), owner);
+        }
+        self.passed[1] = wanted[0].then_some(stdout_write);
+        self.passed[2] = wanted[1].then_some(stderr_write);
+        Ok(())
+    }
+
+    /// Sets stdin, stdout and stderr of the runtime's command: the container's ends of
+    /// the pipes, or /dev/null (for a terminal: /dev/null in, and the caller captures
+    /// the rest). Returns whether stdout and stderr are the container's, so must not
+    /// be captured.
+    ///
+    /// The command owns the ends from now on: while it exists the output has no end.
+    pub fn give_to(&mut self, command: &mut Command) -> Result<bool> {
+        let [stdin, stdout, stderr] = &mut self.passed;
+        command.stdin(end_or_null(stdin));
+        if self.console.is_some() {
+            return Ok(false);
+        }
+        command
+            .stdout(end_or_null(stdout))
+            .stderr(end_or_null(stderr));
+        Ok(true)
+    }
+
     /// The path for the runtime's `--console-socket`, for a terminal.
     pub fn console_socket(&self) -> Option<&Path> {
-        todo!()
+        self.console.as_ref().map(ConsoleSocket::path)
     }
-    /// After the runtime's command ended well: receives the pty master where there is one,
-    /// drops the container's ends and starts the copiers.
+
+    /// After the runtime's command ended well: receives the pty master where there is
+    /// one (within 10 s), drops the container's ends and starts the copiers.
     pub async fn start(self) -> Result<Streams> {
-        todo!()
+        let terminal = match self.console {
+            Some(socket) => Some(Rc::new(Terminal::new(socket.receive().await?)?)),
+            None => None,
+        };
+        drop(self.passed);
+        let mut tasks = Vec::new();
+        let mut stdin_hold = None;
+        if let Some(Input { from, to }) = self.stdin {
+            stdin_hold = from.hold;
+            tasks.push(copy_input(from.read, to, terminal.clone(), &self.drain)?);
+        }
+        for output in self.outputs {
+            tasks.push(copy_output(output, terminal.as_deref(), &self.drain)?);
+        }
+        Ok(Streams {
+            terminal,
+            stdin_hold: RefCell::new(stdin_hold),
+            logger: self.logger,
+            drain: self.drain,
+            _tasks: tasks,
+        })
     }
 }
 
-impl Streams {
-    /// Closes the shim's write end of stdin (CloseIO); idempotent.
-    pub fn close_stdin(&self) {
-        todo!()
-    }
-    /// Sets the terminal's size; no terminal: nothing to do.
-    pub fn resize(&self, _width: u16, _height: u16) -> Result<()> {
-        todo!()
-    }
-    /// The process ended: starts the clock (10 s) of the drain; does not wait.
-    pub fn process_exited(&self) {
-        todo!()
-    }
-    /// Waits until all output was moved, or the drain's clock ran out.
-    pub async fn drained(&self) {
-        todo!()
-    }
-    // Drop closes everything and ends the copiers.
+/// Starts copying stdin, to `pipe` or to the terminal.
+fn copy_input(
+    from: OwnedFd,
+    pipe: Option<OwnedFd>,
+    terminal: Option<Rc<Terminal>>,
+    drain: &Rc<Drain>,
+) -> Result<Task> {
+    let watched = || "watch stdin";
+    let from = Rc::new(End::source(from).context(watched)?);
+    let name = "stdin".to_string();
+    let (copy, terminal) = match (pipe, terminal) {
+        (Some(pipe), _) => {
+            let to = Rc::new(End::sink(pipe).context(watched)?);
+            (Copy::new(from, to, Until::SinkGone, name), None)
+        }
+        (None, Some(terminal)) => {
+            let copy = Copy::terminal(from, terminal.master(), Until::SinkGone, name);
+            (copy, Some(terminal))
+        }
+        (None, None) => return Err(Error::unknown("copy stdin: it has nowhere to go")),
+    };
+    let drain = drain.clone();
+    Ok(Task::spawn(async move {
+        copy.run().await;
+        if let Some(terminal) = terminal {
+            terminal.hang_up(&drain).await;
+        }
+    }))
 }
-#[allow(dead_code)]
-fn _x(_: OwnedFd, _: PathBuf) {}
+
+/// Starts copying one output.
+fn copy_output(output: Output, terminal: Option<&Terminal>, drain: &Rc<Drain>) -> Result<Task> {
+    let Output { name, from, to } = output;
+    let sink = to.clone();
+    let copy = match (from, terminal) {
+        (Some(pipe), _) => {
+            let from = Rc::new(End::source(pipe).context(|| format!("watch {name}"))?);
+            Copy::new(from, sink, Until::Drained(drain.clone()), name.into())
+        }
+        (None, Some(terminal)) => {
+            let until = Until::Exited(drain.clone());
+            Copy::terminal(terminal.master(), sink, until, name.into())
+        }
+        (None, None) => {
+            return Err(Error::unknown(format!(
+                "copy {name}: it comes from nowhere"
+            )));
+        }
+    };
+    let undrained = drain.output();
+    Ok(Task::spawn(async move {
+        copy.run().await;
+        drop(undrained);
+        // Of two that share a sink, the last closes it.
+        if let Some(sink) = Rc::into_inner(to)
+            && let Err(e) = fifo::close(sink).await
+        {
+            log::warn!("close {name}: {e}");
+        }
+    }))
+}
+
+impl Streams {
+    /// Closes the shim's write end of stdin (CloseIO); idempotent. The process sees
+    /// the end once the client has closed its own.
+    pub fn close_stdin(&self) {
+        self.stdin_hold.take();
+    }
+
+    /// Sets the terminal's size; no terminal: nothing to do.
+    pub fn resize(&self, width: u16, height: u16) -> Result<()> {
+        let Some(terminal) = &self.terminal else {
+            return Ok(());
+        };
+        let resized = terminal.resize(width, height);
+        resized.context(|| format!("resize terminal to {width}x{height}"))
+    }
+
+    /// The process ended: starts the clock (10 s) of the drain; does not wait. To be
+    /// called too if that was before there were streams.
+    ///
+    /// When the clock runs out, what its pipes hold is the last that moves, and its
+    /// readers get their end even if other processes keep the pipes open.
+    pub fn process_exited(&self) {
+        if let Some(terminal) = &self.terminal {
+            terminal.release();
+        }
+        self.drain.exit();
+    }
+
+    /// Waits until all output was moved, or the drain's clock ran out. The clock of a
+    /// process that did not end starts here.
+    pub async fn drained(&self) {
+        let ended = self.drain.exit();
+        if let Some(logger) = &self.logger {
+            // A program that does not end when its input does keeps nobody waiting.
+            let early = timeout_at(ended + LOGGER_END, self.drain.done()).await;
+            if early.is_ok() || !logger.has_unread() {
+                return;
+            }
+        }
+        if timeout_at(ended + DRAIN, self.drain.done()).await.is_err() {
+            log::debug!("output was not drained in {} s", DRAIN.as_secs());
+        }
+    }
+}
+
+/// A task that ends when this is dropped: at the next turn of the loop its
+/// descriptors are closed.
+#[derive(Debug)]
+struct Task(JoinHandle<()>);
+
+impl Task {
+    fn spawn(work: impl Future<Output = ()> + 'static) -> Self {
+        Self(spawn_local(work))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Opens an output that is not a logging program.
+async fn open_sink(name: &str, target: &Target, deadline: Instant) -> Result<End> {
+    let (path, opened) = match target {
+        Target::Path(path) => (path, fifo::open_output(path, deadline).await),
+        Target::File(path) => (path, append_to(path)),
+        Target::None | Target::Logger(_) => {
+            return Err(Error::invalid(format!(
+                "{name}: a logger is for both outputs"
+            )));
+        }
+    };
+    opened.and_then(End::sink).map_err(|e| {
+        let kind = match e.kind() {
+            io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
+            _ => Kind::Unknown,
+        };
+        Error::new(kind, format!("open {name} {}: {e}", path.display()))
+    })
+}
+
+/// Opens a file to append to; makes it, and the directories above it.
+fn append_to(path: &Path) -> io::Result<OwnedFd> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)?;
+    }
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o644);
+    options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
+    Ok(options.open(path)?.into())
+}
+
+/// A pipe whose ends block: the read end, the write end.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe2(OFlag::O_CLOEXEC)?)
+}
+
+/// A pipe that the container's user may reopen (`/dev/stdout`).
+fn pipe_for(owner: &Owner<'_>, name: &str) -> Result<(OwnedFd, OwnedFd)> {
+    let operation = || format!("make pipe for {name}");
+    let (read, write) = pipe().context(operation)?;
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    fchown(&read, Some(uid), Some(gid)).context(operation)?;
+    Ok((read, write))
+}
+
+fn set_nonblocking(fd: &impl AsFd) -> io::Result<()> {
+    // Our descriptors have no other status flag that could get lost, but append.
+    let fd: BorrowedFd<'_> = fd.as_fd();
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(OpenOptions::new().write(true).open("/dev/null")?.into())
+}
+
+fn end_or_null(end: &mut Option<OwnedFd>) -> process::Stdio {
+    end.take()
+        .map_or_else(process::Stdio::null, process::Stdio::from)
+}

@@ -1,7 +1,14 @@
 //! Descriptors: what `nix` does not offer, or not with owned descriptors.
 
-use std::io;
+use std::ffi::CString;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A `CLOEXEC` copy of `fd` whose number is at least `lowest`.
 pub fn duplicate_above(fd: BorrowedFd<'_>, lowest: i32) -> io::Result<OwnedFd> {
@@ -12,6 +19,17 @@ pub fn duplicate_above(fd: BorrowedFd<'_>, lowest: i32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// A counter in the kernel (`eventfd(2)`), `CLOEXEC` and non-blocking.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and returns a new descriptor or -1.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Marks every descriptor from `first` on `CLOEXEC`: what a parent left open by
@@ -43,4 +61,66 @@ pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
     }
     // SAFETY: it is open, and was before this program could have made it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// How many bytes can be read from a pipe, FIFO or terminal right now.
+pub fn unread(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: `fd` is open, and the call stores one int at most.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD as _, &mut count) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(count as usize)
+}
+
+/// Receives a message from `socket` and the first descriptor that came with it, if
+/// any, `CLOEXEC` from the start; others are closed.
+pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    // The most the kernel lets a message carry: none can be cut off and leak.
+    const MOST: usize = 253;
+    let mut text = [0; 4096];
+    let mut text = [IoSliceMut::new(&mut text)];
+    let mut space = nix::cmsg_space!([i32; MOST]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut text, Some(&mut space), flags)?;
+    let mut received = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = part {
+            // SAFETY: the kernel just made these descriptors for us; nobody else
+            // owns them.
+            received.extend(
+                numbers
+                    .into_iter()
+                    .map(|n| unsafe { OwnedFd::from_raw_fd(n) }),
+            );
+        }
+    }
+    Ok(received.into_iter().next())
+}
+
+/// Registers `fd` with the runtime's epoll; on failure gives it back.
+///
+/// # Errors
+/// `EPERM` for what is always ready: regular files, some devices.
+pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
+    // SAFETY: an `OwnedFd` means one descriptor, and nobody else can close it.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(|e| e.into_parts())
+}
+
+/// A descriptor that becomes readable whenever somebody opens `path` (inotify(7));
+/// non-blocking. Reading takes the events away.
+pub fn opens_of(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the call takes flags and returns a new descriptor or -1.
+    let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: `path` is a string that ends with NUL and outlives the call.
+    if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), libc::IN_OPEN) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
 }

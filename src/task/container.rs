@@ -131,7 +131,7 @@ impl Container {
         create.bundle.write_options(&create.options)?;
         if mounted {
             create.bundle.make_rootfs()?;
-            mount_all(create.rootfs.clone(), &rootfs).await?;
+            mount_all(create.rootfs.clone(), &rootfs, &shared.reaper).await?;
         }
         let bundle = create.bundle.clone();
         let made = Self::make(shared, create, mounted).await;
@@ -261,7 +261,7 @@ impl Container {
     }
 
     fn watch_cgroup(&self) {
-        let Some(cgroup) = self.cgroup() else { return };
+        let Ok(cgroup) = self.cgroup() else { return };
         if let Err(error) = cgroup.enable_controllers() {
             log::warn!("enable the controllers for {}: {error}", self.init.id);
         }
@@ -275,10 +275,6 @@ impl Container {
             Ok(watch) => drop(self.oom.replace(Some(watch))),
             Err(error) => log::warn!("watch {} for OOM: {error}", self.init.id),
         }
-    }
-
-    fn cgroup(&self) -> Option<Rc<Cgroup>> {
-        self.cgroup.borrow().clone()
     }
 
     fn id(&self) -> String {
@@ -430,6 +426,11 @@ impl Container {
     }
 
     async fn init_exited(&self, exit: Exit) {
+        // Before anything that takes time: systemd may remove the cgroup at once, and
+        // what was killed in it is told before the exit.
+        if let Some(watch) = self.oom.take() {
+            watch.finish();
+        }
         self.exits.borrow_mut().hold();
         let held = self.exits.borrow_mut().init_exited(exit);
         debug_assert!(held.is_none(), "held a line above");
@@ -447,10 +448,6 @@ impl Container {
     }
 
     fn tell_init_exit(&self, exit: Exit) {
-        // What it finds is told before the exit.
-        if let Some(watch) = self.oom.take() {
-            watch.finish();
-        }
         // An exit is allowed in every state.
         let _ = self.step(Op::Exited);
         self.init.exited(exit);
@@ -522,7 +519,7 @@ impl Container {
     }
 
     async fn kill_all(&self, signal: u32) -> Result<()> {
-        if let (SIGKILL, Some(cgroup)) = (signal, self.cgroup())
+        if let (SIGKILL, Ok(cgroup)) = (signal, self.cgroup())
             && cgroup.kill()?
         {
             return Ok(());
@@ -609,12 +606,9 @@ impl Container {
 
     /// Ends a process's stdin: its reader sees the end once all is read.
     pub fn close_stdin(&self, exec_id: &str) -> Result<()> {
-        let streams = match exec_id {
-            "" => self.init.streams(),
-            _ => self.find(exec_id)?.process.streams(),
-        };
-        if let Some(streams) = streams {
-            streams.close_stdin();
+        match exec_id {
+            "" => self.init.close_stdin(),
+            _ => self.find(exec_id)?.process.close_stdin(),
         }
         Ok(())
     }
@@ -625,7 +619,7 @@ impl Container {
             // An empty list means to containerd that the container is lost.
             Error::unknown(format!("container {} has no processes", self.init.id))
         };
-        let pids = self.cgroup().ok_or_else(nothing)?.pids();
+        let pids = self.cgroup().map_err(|_| nothing())?.pids();
         let pids = pids.map_err(|e| e.within(format!("list the processes of {}", self.init.id)))?;
         if pids.is_empty() {
             return Err(nothing());
@@ -642,10 +636,10 @@ impl Container {
         Ok(pids.into_iter().map(member).collect())
     }
 
-    /// The metrics of its cgroup.
-    pub fn stats(&self) -> Result<crate::proto::Any> {
+    /// Its cgroup.
+    pub fn cgroup(&self) -> Result<Rc<Cgroup>> {
         let gone = || Error::not_found("cgroup does not exist");
-        self.cgroup().ok_or_else(gone)?.stats()
+        self.cgroup.borrow().clone().ok_or_else(gone)
     }
 
     /// The init's pid.

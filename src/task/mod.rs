@@ -3,12 +3,15 @@
 mod container;
 mod exits;
 mod process;
+#[cfg(test)]
+mod schedules;
 mod state;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+pub use crate::runtime::Checkpoint;
 pub use container::{Container, Create, Deleted, Image, Member, Status};
 pub use state::State;
 

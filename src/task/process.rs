@@ -21,6 +21,8 @@ pub struct Process {
     state: Cell<State>,
     child: RefCell<Option<Child>>,
     streams: RefCell<Option<Rc<Streams>>>,
+    /// A client may close stdin as soon as its FIFO has a reader, before `streams`.
+    stdin_closed: Cell<bool>,
     exit: Cell<Option<Exit>>,
     /// It ended, or will never start: nobody need wait any more.
     over: Cell<bool>,
@@ -38,6 +40,7 @@ impl Process {
             state: Cell::new(State::Created),
             child: RefCell::default(),
             streams: RefCell::default(),
+            stdin_closed: Cell::default(),
             exit: Cell::default(),
             over: Cell::default(),
             ended: Notify::new(),
@@ -63,6 +66,9 @@ impl Process {
     /// It has a process now.
     pub fn began(&self, child: Child, streams: Streams) {
         self.child.replace(Some(child));
+        if self.stdin_closed.get() {
+            streams.close_stdin();
+        }
         self.streams.replace(Some(Rc::new(streams)));
     }
 
@@ -91,6 +97,14 @@ impl Process {
     /// Its stdio while it has any.
     pub fn streams(&self) -> Option<Rc<Streams>> {
         self.streams.borrow().clone()
+    }
+
+    /// Lets its stdin end with what the client wrote; idempotent, at any time.
+    pub fn close_stdin(&self) {
+        self.stdin_closed.set(true);
+        if let Some(streams) = self.streams() {
+            streams.close_stdin();
+        }
     }
 
     /// Gives up its stdio: every descriptor of it is closed.

@@ -1,1 +1,285 @@
-//! stub
+//! A client for unary calls, one at a time, over one connection.
+//!
+//! Promises: a call ends when its time is up, whatever the server does; a failed
+//! transport is told apart from a server that says no, and ends the client.
+//!
+//! Lacks on purpose: reconnecting, which is the caller's policy, and calls side by
+//! side.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use ttrpc::proto::{KeyValue, Request, Response};
+
+use super::frame::{self, Frame, Reader};
+use crate::error::{Error, Kind, Result};
+use crate::proto::Message;
+
+/// One connection to a ttrpc server.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    reader: Reader,
+    /// Of the next request; odd.
+    next_id: u32,
+    /// A call was not completed: the next answer would be to that one.
+    broken: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The server answered with this error, or the request is too long to be sent
+    /// ([`Kind::InvalidArgument`]). The client goes on.
+    Refused(Error),
+    /// The server may or may not have seen the request. The client is of no more use.
+    Transport(Error),
+}
+
+impl Client {
+    /// Connects to `unix:///PATH` or `/PATH`. [`Kind::Unavailable`] when nobody
+    /// listens there now, or too many wait already.
+    pub async fn connect(address: &str) -> Result<Self> {
+        let path = address.strip_prefix("unix://").unwrap_or(address);
+        if !path.starts_with('/') {
+            let text = format!("connect to {address}: neither /PATH nor unix:///PATH");
+            return Err(Error::invalid(text));
+        }
+        let stream = UnixStream::connect(path).await.map_err(|e| {
+            let text = format!("connect to {address}: {e}");
+            Error::new(Kind::Unavailable, text)
+        })?;
+        Ok(Self {
+            stream,
+            reader: Reader::of_responses(),
+            next_id: 1,
+            broken: false,
+        })
+    }
+
+    /// Calls `service`/`method` and waits for the answer, at most for `time`, which
+    /// the server gets to know too. Dropping the future breaks the client.
+    pub async fn call(
+        &mut self,
+        service: &str,
+        method: &str,
+        metadata: &[(&str, &str)],
+        payload: Vec<u8>,
+        time: Duration,
+    ) -> std::result::Result<Vec<u8>, Failure> {
+        let transport = |cause: &dyn fmt::Display| {
+            let text = format!("call {service}/{method}: {cause}");
+            Failure::Transport(Error::new(Kind::Unavailable, text))
+        };
+        if self.broken {
+            return Err(transport(&"the connection is broken"));
+        }
+        let id = self.next_id;
+        let request = Request {
+            service: service.to_owned(),
+            method: method.to_owned(),
+            payload,
+            timeout_nano: i64::try_from(time.as_nanos()).unwrap_or(i64::MAX),
+            metadata: metadata.iter().map(key_value).collect(),
+            ..Default::default()
+        };
+        // A request that is too long always will be, and breaks nothing: it is not sent.
+        let request = frame::request(id, &request)
+            .map_err(|e| Failure::Refused(Error::invalid(e.to_string())))?;
+        self.broken = true;
+        let response = timeout(time, self.exchange(id, &request))
+            .await
+            .map_err(|_| transport(&format_args!("no answer in {time:?}")))?
+            .map_err(|e| transport(&e))?;
+        if let Some(next) = id.checked_add(2) {
+            (self.next_id, self.broken) = (next, false);
+        }
+        frame::outcome(response).map_err(Failure::Refused)
+    }
+
+    async fn exchange(&mut self, id: u32, request: &[u8]) -> io::Result<Response> {
+        self.send(request).await?;
+        match poll_fn(|cx| self.reader.poll_frame(&self.stream, cx)).await? {
+            Some(Frame::Message { id: of, body }) if of == id => Response::parse_from_bytes(&body)
+                .map_err(|e| invalid(format!("decode answer: {e}"))),
+            Some(Frame::Message { id: of, .. }) => {
+                Err(invalid(format!("answer to request {of}, not {id}")))
+            }
+            Some(Frame::Oversize { length, .. }) => {
+                Err(invalid(frame::oversize(length).to_string()))
+            }
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.writable().await?;
+            match self.stream.try_write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn invalid(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+fn key_value((key, value): &(&str, &str)) -> KeyValue {
+    KeyValue {
+        key: (*key).to_owned(),
+        value: (*value).to_owned(),
+        ..Default::default()
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(error) | Failure::Transport(error) => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn listen() -> (TempDir, String, UnixListener) {
+        let dir = tempfile::tempdir().unwrap();
+        let path: PathBuf = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        (dir, path.to_str().unwrap().to_owned(), listener)
+    }
+
+    /// One call to a server that sends `bytes`, and one after it.
+    async fn call_twice(bytes: &[u8]) -> [std::result::Result<Vec<u8>, Failure>; 2] {
+        let (_dir, path, listener) = listen();
+        let mut client = Client::connect(&path).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.write_all(bytes).await.unwrap();
+        server.shutdown().await.unwrap();
+        let first = client.call("s", "m", &[], vec![], LONG).await;
+        [first, client.call("s", "m", &[], vec![], LONG).await]
+    }
+
+    #[tokio::test]
+    async fn the_request_says_what_was_asked() {
+        let (_dir, path, listener) = listen();
+        let mut client = Client::connect(&format!("unix://{path}")).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        server
+            .write_all(&frame::response(1, Ok(vec![2])))
+            .await
+            .unwrap();
+        let answer = client.call("s", "m", &[("k", "v")], vec![1], LONG).await;
+        assert_eq!(answer, Ok(vec![2]));
+        let expected = Request {
+            service: "s".into(),
+            method: "m".into(),
+            payload: vec![1],
+            timeout_nano: 20_000_000_000,
+            metadata: vec![key_value(&("k", "v"))],
+            ..Default::default()
+        };
+        let expected = frame::request(1, &expected).unwrap();
+        let mut sent = vec![0; expected.len()];
+        server.read_exact(&mut sent).await.unwrap();
+        assert_eq!(sent, expected);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_leaves_the_client_usable() {
+        let error = Error::not_found("x");
+        let mut bytes = frame::response(1, Err(error.clone()));
+        bytes.extend(frame::response(3, Ok(vec![1])));
+        let answers = call_twice(&bytes).await;
+        assert_eq!(answers, [Err(Failure::Refused(error)), Ok(vec![1])]);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_too_long_leaves_the_client_usable() {
+        let (_dir, path, listener) = listen();
+        let mut client = Client::connect(&path).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let long = client.call("s", "m", &[], vec![0; 4 << 20], LONG).await;
+        let Err(Failure::Refused(error)) = long else {
+            panic!("{long:?}");
+        };
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        server
+            .write_all(&frame::response(1, Ok(vec![])))
+            .await
+            .unwrap();
+        assert_eq!(client.call("s", "m", &[], vec![], LONG).await, Ok(vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_failed_transport_ends_the_client() {
+        let good = frame::response(1, Ok(vec![1]));
+        for (bytes, cause) in [
+            (&b""[..], "unexpected end of file"),
+            (&good[..5], "unexpected end of file"),
+            (
+                &frame::response(3, Ok(vec![])),
+                "answer to request 3, not 1",
+            ),
+            (&[0, 0, 0, 1, 0, 0, 0, 1, 2, 0, 0xff], "decode answer: "),
+            (&[0, 0, 0, 0, 0, 0, 0, 1, 3, 0], "message type 3, not 2"),
+        ] {
+            let [first, second] = call_twice(bytes).await;
+            let Err(Failure::Transport(first)) = first else {
+                panic!("{first:?}");
+            };
+            assert_eq!(first.kind(), Kind::Unavailable);
+            let first = first.to_string();
+            assert!(first.starts_with("call s/m: "), "{first}");
+            assert!(first.to_lowercase().contains(cause), "{first}");
+            let broken = "call s/m: the connection is broken";
+            let broken = Failure::Transport(Error::new(Kind::Unavailable, broken));
+            assert_eq!(second, Err(broken));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_hangs_is_given_up() {
+        let (_dir, path, _listener) = listen();
+        let mut client = Client::connect(&path).await.unwrap();
+        let time = Duration::from_secs(5);
+        let failure = client.call("s", "m", &[], vec![], time).await.unwrap_err();
+        let text = "call s/m: no answer in 5s";
+        assert_eq!(
+            failure,
+            Failure::Transport(Error::new(Kind::Unavailable, text))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_bad_address_and_an_absent_server_are_named() {
+        let error = Client::connect("vsock://1:2").await.unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        let (_dir, path, listener) = listen();
+        drop(listener);
+        let error = Client::connect(&path).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("connect to {path}: "))
+        );
+    }
+}

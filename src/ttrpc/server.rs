@@ -1,14 +1,65 @@
-//! stub
-use crate::error::Result;
-use std::future::Future;
+//! A ttrpc endpoint: one listening socket, any number of connections, one handler.
+//!
+//! ```text
+//! accept ─ peer is us? ─ connection: ┌ write answers ◄──────── outbox ◄─┐
+//!                                    └ read, unless outbox is full ─ task per request
+//! ```
+//!
+//! Promises: no request, malformed or not, no panic in a handler and no failure to
+//! accept ends the server. A client that does not read is not read from, so its
+//! memory here is bounded. A connection that goes takes its handlers' futures with
+//! it. An idle connection costs its task, no buffer.
+//!
+//! Lacks on purpose: names of services and methods; the handler knows them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-/// One request.
+use log::{debug, error, warn};
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::{getegid, geteuid};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::task::{JoinSet, spawn_local};
+use tokio::time::{sleep, timeout};
+use ttrpc::proto::Request;
+
+use super::frame::{self, Frame, Reader};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::proto::Message;
+
+/// Above either, a connection is not read from until its client has read.
+const MAX_QUEUED_BYTES: usize = 1 << 20;
+const MAX_QUEUED_ANSWERS: usize = 128;
+
+/// Requests in flight on one connection; most are a parked Wait. More are refused
+/// rather than left unread: the next one may be the Kill that ends those.
+const MAX_RUNNING: usize = 4096;
+
+/// How long to leave the listener alone when it cannot accept: descriptors become
+/// free anywhere in the system, which no event tells.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One request. Its metadata has been dropped: the namespace is the shim's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
+    /// As in `containerd.task.v3.Task`.
     pub service: String,
+    /// As in `Create`.
     pub method: String,
+    /// The request's message, encoded.
     pub payload: Vec<u8>,
 }
 
@@ -17,27 +68,806 @@ pub struct Call {
 pub type Handler = Rc<dyn Fn(Call) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>>;
 
 /// A ttrpc endpoint on one listening socket.
-pub struct Server(());
+pub struct Server {
+    /// Not to be accepted from once `closed`: shut down, it is for ever readable with
+    /// nothing to accept, and tokio would try without end.
+    listener: tokio::net::UnixListener,
+    file: RefCell<Option<SocketFile>>,
+    handler: Handler,
+    closed: Cell<bool>,
+    connections: Cell<usize>,
+    /// Answers that exist and have not been written.
+    unwritten: Cell<usize>,
+    /// `unwritten` became 0.
+    all_written: Notify,
+}
 
 impl Server {
-    pub fn new(_listener: UnixListener) -> Result<Rc<Self>> {
-        todo!()
+    /// An endpoint on `listener`, which serves once [`Server::run`] is polled. Needs
+    /// a tokio runtime.
+    pub fn new(listener: UnixListener, handler: Handler) -> Result<Rc<Self>> {
+        let file = SocketFile::of(&listener);
+        let listener = listener
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::UnixListener::from_std(listener))
+            .context(|| "listen on ttrpc socket")?;
+        Ok(Rc::new(Self {
+            listener,
+            file: RefCell::new(file),
+            handler,
+            closed: Cell::new(false),
+            connections: Cell::new(0),
+            unwritten: Cell::new(0),
+            all_written: Notify::new(),
+        }))
     }
-    /// Serves until [`Server::close`].
-    pub async fn run(self: Rc<Self>, _handler: Handler) -> Result<()> {
-        todo!()
+
+    /// Serves until [`Server::close`]; connections that are open then go on by
+    /// themselves. Must run in a `LocalSet`. Failures to accept do not end it.
+    pub async fn run(self: Rc<Self>) -> Result<()> {
+        let mut failing = false;
+        while let Some(accepted) = poll_fn(|cx| self.poll_accept(cx)).await {
+            match accepted {
+                Ok(stream) => {
+                    failing = false;
+                    self.admit(stream);
+                }
+                Err(e) => {
+                    if !mem::replace(&mut failing, true) {
+                        warn!("accept ttrpc connection, will try again: {e}");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        self.admit_backlog().context(|| "accept ttrpc connection")
     }
-    /// From now on nobody can connect: refuses connections and removes the socket's file
-    /// (only if that is still ours). Open connections go on.
+
+    /// `None` when closed, of which the shutdown of the socket wakes us.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<UnixStream>>> {
+        if self.closed.get() {
+            return Poll::Ready(None);
+        }
+        let accepted = ready!(self.listener.poll_accept(cx));
+        Poll::Ready(Some(accepted.map(|(stream, _)| stream)))
+    }
+
+    /// Serves those who connected before the socket was shut down.
+    fn admit_backlog(self: &Rc<Self>) -> io::Result<()> {
+        let listener = UnixListener::from(self.listener.as_fd().try_clone_to_owned()?);
+        while let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(true)?;
+            self.admit(UnixStream::from_std(stream)?);
+        }
+        Ok(())
+    }
+
+    /// Serves `stream` if its peer is who we are, else closes it.
+    fn admit(self: &Rc<Self>, stream: UnixStream) {
+        match check_peer(&stream) {
+            Ok(()) => {
+                spawn_local(Connection::new(self.clone(), stream).serve());
+            }
+            Err(e) => warn!("refuse ttrpc connection: {e}"),
+        }
+    }
+
+    /// From now on nobody can connect: removes the socket's file (only if that is
+    /// still ours) and refuses connections. Whoever connected before is served.
     pub fn close(&self) {
-        todo!()
+        if self.closed.replace(true) {
+            return;
+        }
+        // The file first: while we listen, nobody has a reason to put another in
+        // its place between the look and the removal.
+        if let Some(file) = self.file.take() {
+            file.remove();
+        }
+        // Wakes `run` too.
+        if let Err(e) = shutdown(self.listener.as_raw_fd(), Shutdown::Both) {
+            warn!("shut down ttrpc listener: {e}");
+        }
     }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
-        todo!()
+        self.connections.get()
     }
-    /// Waits until all answers that are queued now have been written.
+
+    /// Waits until all answers that exist now (a handler has returned them) have been
+    /// written, or their clients are gone. A client that does not read holds this up.
     pub async fn flushed(&self) {
-        todo!()
+        if self.unwritten.get() > 0 {
+            self.all_written.notified().await;
+        }
+    }
+}
+
+/// An error unless `stream`'s peer has our uid and our gid.
+fn check_peer(stream: &UnixStream) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let (peer_uid, peer_gid) = (peer.uid(), peer.gid());
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    if (peer_uid, peer_gid) == (uid, gid) {
+        return Ok(());
+    }
+    let text = format!("peer has uid {peer_uid} and gid {peer_gid}, not {uid} and {gid}");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+}
+
+/// The file a listening socket is bound to.
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode. Not used again for another file while the socket is open.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// `None` for an abstract or unnamed socket, or when the file is gone already.
+    fn of(listener: &UnixListener) -> Option<Self> {
+        let address = listener.local_addr().ok()?;
+        let path = address.as_pathname()?;
+        Some(Self {
+            path: path.to_owned(),
+            identity: identity(path).ok()?,
+        })
+    }
+
+    fn remove(self) {
+        match identity(&self.path) {
+            Ok(found) if found == self.identity => {
+                if let Err(e) = std::fs::remove_file(&self.path) {
+                    warn!("remove {}: {e}", self.path.display());
+                }
+            }
+            Ok(_) => debug!("{} is another's socket now", self.path.display()),
+            Err(e) => debug!("remove {}: {e}", self.path.display()),
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// One client.
+struct Connection {
+    server: Rc<Server>,
+    stream: UnixStream,
+    reader: Reader,
+    /// Ids only grow.
+    last_id: u32,
+    /// Dropping it aborts them.
+    running: JoinSet<Answer>,
+    outbox: Outbox,
+}
+
+impl Connection {
+    fn new(server: Rc<Server>, stream: UnixStream) -> Self {
+        server.connections.set(server.connections.get() + 1);
+        Self {
+            server,
+            stream,
+            reader: Reader::of_requests(),
+            last_id: 0,
+            running: JoinSet::new(),
+            outbox: Outbox::default(),
+        }
+    }
+
+    async fn serve(mut self) {
+        if let Err(e) = poll_fn(|cx| self.poll_serve(cx)).await {
+            warn!("close ttrpc connection: {e}");
+        }
+    }
+
+    /// Ready when the client is gone, or must go.
+    fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.collect(cx);
+            if let Poll::Ready(Err(e)) = self.outbox.poll_write(&self.stream, cx) {
+                return Poll::Ready(gone(e));
+            }
+            if self.outbox.is_full() {
+                return Poll::Pending;
+            }
+            match ready!(self.reader.poll_frame(&self.stream, cx)) {
+                Ok(Some(frame)) => self.take(frame)?,
+                Ok(None) => return Poll::Ready(Ok(())),
+                Err(e) => return Poll::Ready(gone(e)),
+            }
+        }
+    }
+
+    /// Queues the answers of the handlers that are done.
+    fn collect(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some(done)) = self.running.poll_join_next(cx) {
+            match done {
+                Ok(answer) => self.outbox.push(answer),
+                // Not in the handler, that is caught: when its future was dropped.
+                Err(e) => error!("ttrpc request: {e}"),
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Frame) -> io::Result<()> {
+        let id = match frame {
+            Frame::Message { id, .. } | Frame::Oversize { id, .. } => id,
+        };
+        if id <= self.last_id {
+            let wrong = format!("stream id {id} after {}", self.last_id);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
+        }
+        self.last_id = id;
+        let refusal = match frame {
+            Frame::Oversize { length, .. } => frame::oversize(length),
+            Frame::Message { .. } if self.running.len() >= MAX_RUNNING => {
+                let text = format!("{MAX_RUNNING} requests are in flight on this connection");
+                Error::new(Kind::ResourceExhausted, text)
+            }
+            Frame::Message { body, .. } => match Request::parse_from_bytes(&body) {
+                Ok(request) => {
+                    let answer = answer(self.server.clone(), id, request);
+                    self.running.spawn_local(answer);
+                    return Ok(());
+                }
+                // The frames are intact: the other requests need not suffer.
+                Err(e) => Error::invalid(format!("unmarshal request: {e}")),
+            },
+        };
+        let answer = Answer::new(self.server.clone(), id, Err(refusal));
+        self.outbox.push(answer);
+        Ok(())
+    }
+}
+
+/// A client may go at any time: no error, unless it went within a frame.
+fn gone(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
+        _ => Err(error),
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.server
+            .connections
+            .set(self.server.connections.get() - 1);
+    }
+}
+
+/// Runs the handler, for as long as the client gives it.
+async fn answer(server: Rc<Server>, id: u32, request: Request) -> Answer {
+    let deadline = u64::try_from(request.timeout_nano).unwrap_or(0);
+    let work = unless_it_panics(&server.handler, request);
+    let outcome = if deadline == 0 {
+        work.await
+    } else {
+        timeout(Duration::from_nanos(deadline), work)
+            .await
+            .unwrap_or_else(|_| {
+                let text = "context deadline exceeded";
+                Err(Error::new(Kind::DeadlineExceeded, text))
+            })
+    };
+    Answer::new(server, id, outcome)
+}
+
+/// The handler's answer; a panic in it becomes an error.
+async fn unless_it_panics(handler: &Handler, request: Request) -> Result<Vec<u8>> {
+    let name = format!("{}/{}", request.service, request.method);
+    let call = Call {
+        service: request.service,
+        method: request.method,
+        payload: request.payload,
+    };
+    // What a handler leaves behind is the business of those who own the state: a
+    // `RefCell` that was borrowed is released as the panic unwinds.
+    let caught = match catch_unwind(AssertUnwindSafe(|| handler(call))) {
+        Ok(mut work) => {
+            poll_fn(
+                move |cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+                    Ok(poll) => poll.map(Some),
+                    Err(_) => Poll::Ready(None),
+                },
+            )
+            .await
+        }
+        Err(_) => None,
+    };
+    caught.unwrap_or_else(|| {
+        error!("panic in {name}");
+        Err(Error::unknown(format!("panic in {name}")))
+    })
+}
+
+/// An answer on its way; counted in [`Server::unwritten`] while it lives.
+struct Answer {
+    server: Rc<Server>,
+    frame: Vec<u8>,
+}
+
+impl Answer {
+    fn new(server: Rc<Server>, id: u32, outcome: Result<Vec<u8>>) -> Self {
+        server.unwritten.set(server.unwritten.get() + 1);
+        let frame = frame::response(id, outcome);
+        Self { server, frame }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let left = self.server.unwritten.get() - 1;
+        self.server.unwritten.set(left);
+        if left == 0 {
+            self.server.all_written.notify_waiters();
+        }
+    }
+}
+
+/// Answers in the order in which they became ready.
+#[derive(Default)]
+struct Outbox {
+    queue: VecDeque<Answer>,
+    /// Of all frames in `queue`.
+    bytes: usize,
+    /// How much of the first one was written.
+    written: usize,
+}
+
+impl Outbox {
+    fn push(&mut self, answer: Answer) {
+        self.bytes += answer.frame.len();
+        self.queue.push_back(answer);
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes > MAX_QUEUED_BYTES || self.queue.len() > MAX_QUEUED_ANSWERS
+    }
+
+    /// Writes until all is written (ready) or the socket takes no more (pending).
+    fn poll_write(&mut self, stream: &UnixStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(answer) = self.queue.front() {
+            ready!(stream.poll_write_ready(cx))?;
+            match stream.try_write(&answer.frame[self.written..]) {
+                Ok(n) => self.written += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+            if self.written == answer.frame.len() {
+                self.bytes -= self.written;
+                self.written = 0;
+                self.queue.pop_front();
+            }
+        }
+        // After a burst, nothing is held while idle.
+        self.queue = VecDeque::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ttrpc::client::{Client, Failure};
+    use std::future::pending;
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::{LocalSet, yield_now};
+    use ttrpc::proto::{MESSAGE_LENGTH_MAX, Response};
+
+    /// Only there so that a test that would hang fails.
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// A server in a directory of its own, and what its handler has seen.
+    struct Fixture {
+        server: Rc<Server>,
+        path: PathBuf,
+        seen: Rc<Seen>,
+        _dir: TempDir,
+    }
+
+    #[derive(Default)]
+    struct Seen {
+        calls: Cell<usize>,
+        /// Futures of `Hang` that live.
+        hanging: Cell<usize>,
+        answered: Notify,
+    }
+
+    struct Hanging(Rc<Seen>);
+
+    impl Drop for Hanging {
+        fn drop(&mut self) {
+            self.0.hanging.set(self.0.hanging.get() - 1);
+        }
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("s");
+            let seen = Rc::new(Seen::default());
+            let handler = {
+                let seen = seen.clone();
+                Rc::new(move |call: Call| {
+                    if call.method == "PanicAtOnce" {
+                        panic!("at once");
+                    }
+                    Box::pin(handle(call, seen.clone())) as Pin<Box<dyn Future<Output = _>>>
+                })
+            };
+            Self {
+                server: Server::new(UnixListener::bind(&path).unwrap(), handler).unwrap(),
+                path,
+                seen,
+                _dir: dir,
+            }
+        }
+
+        async fn client(&self) -> Client {
+            Client::connect(self.path.to_str().unwrap()).await.unwrap()
+        }
+
+        async fn raw(&self) -> UnixStream {
+            UnixStream::connect(&self.path).await.unwrap()
+        }
+    }
+
+    async fn handle(call: Call, seen: Rc<Seen>) -> Result<Vec<u8>> {
+        seen.calls.set(seen.calls.get() + 1);
+        match call.method.as_str() {
+            "Echo" => {
+                seen.answered.notify_one();
+                Ok(call.payload)
+            }
+            "Big" => Ok(vec![1; 16 << 10]),
+            "Fail" => Err(Error::not_found(call.service)),
+            "Panic" => {
+                yield_now().await;
+                panic!("later")
+            }
+            "Hang" => {
+                seen.hanging.set(seen.hanging.get() + 1);
+                let _hanging = Hanging(seen);
+                pending().await
+            }
+            other => panic!("no {other}"),
+        }
+    }
+
+    /// Runs `test` against a server.
+    fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Rc<Fixture>) -> F) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let fixture = Rc::new(Fixture::new());
+            spawn_local(fixture.server.clone().run());
+            timeout(LONG, test(fixture)).await.expect("hangs");
+        });
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        while !condition() {
+            yield_now().await;
+        }
+    }
+
+    async fn call(client: &mut Client, method: &str, payload: &[u8]) -> Result<Vec<u8>> {
+        let called = client.call("svc", method, &[("k", "v")], payload.to_vec(), LONG);
+        called.await.map_err(|failure| match failure {
+            Failure::Refused(error) => error,
+            Failure::Transport(error) => panic!("{error}"),
+        })
+    }
+
+    fn request(id: u32, method: &str, payload: &[u8]) -> Vec<u8> {
+        let request = Request {
+            service: "svc".into(),
+            method: method.into(),
+            payload: payload.into(),
+            ..Default::default()
+        };
+        frame::request(id, &request).unwrap()
+    }
+
+    /// The next answer: its stream id and what it says.
+    async fn answer(stream: &mut UnixStream) -> (u32, Result<Vec<u8>>) {
+        let length = stream.read_u32().await.unwrap();
+        let id = stream.read_u32().await.unwrap();
+        assert_eq!(stream.read_u16().await.unwrap(), 0x0200);
+        let mut body = vec![0; length as usize];
+        stream.read_exact(&mut body).await.unwrap();
+        let response = Response::parse_from_bytes(&body).unwrap();
+        (id, frame::outcome(response))
+    }
+
+    /// Asserts that the server closes the connection, without an answer.
+    async fn closed(mut stream: UnixStream) {
+        let mut rest = Vec::new();
+        match stream.read_to_end(&mut rest).await {
+            Ok(n) => assert_eq!(n, 0),
+            // We sent more than it cared to read.
+            Err(e) => assert_eq!(e.kind(), io::ErrorKind::ConnectionReset),
+        }
+    }
+
+    #[test]
+    fn answers_come_back_with_their_code_and_text() {
+        with_server(|f| async move {
+            let mut client = f.client().await;
+            assert_eq!(call(&mut client, "Echo", b"hi").await, Ok(b"hi".to_vec()));
+            let error = call(&mut client, "Fail", b"").await.unwrap_err();
+            assert_eq!(error, Error::not_found("svc"));
+            let big = vec![7; 3 << 20];
+            assert_eq!(call(&mut client, "Echo", &big).await, Ok(big));
+        });
+    }
+
+    #[test]
+    fn a_parked_request_holds_up_no_other() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            stream.write_all(&request(1, "Hang", b"")).await.unwrap();
+            stream.write_all(&request(3, "Echo", b"x")).await.unwrap();
+            assert_eq!(answer(&mut stream).await, (3, Ok(b"x".to_vec())));
+        });
+    }
+
+    #[test]
+    fn a_deadline_is_kept() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let hang = Request {
+                method: "Hang".into(),
+                timeout_nano: 1,
+                ..Default::default()
+            };
+            let hang = frame::request(1, &hang).unwrap();
+            stream.write_all(&hang).await.unwrap();
+            let (id, outcome) = answer(&mut stream).await;
+            let error = Error::new(Kind::DeadlineExceeded, "context deadline exceeded");
+            assert_eq!((id, outcome), (1, Err(error)));
+            assert_eq!(f.seen.hanging.get(), 0);
+        });
+    }
+
+    #[test]
+    fn a_client_that_goes_takes_its_handlers_with_it() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let other = f.raw().await;
+            for id in [1, 3, 5] {
+                stream.write_all(&request(id, "Hang", b"")).await.unwrap();
+            }
+            until(|| f.seen.hanging.get() == 3).await;
+            assert_eq!(f.server.connections(), 2);
+            drop(stream);
+            until(|| f.seen.hanging.get() == 0).await;
+            assert_eq!(f.server.connections(), 1);
+            drop(other);
+            until(|| f.server.connections() == 0).await;
+        });
+    }
+
+    #[test]
+    fn a_panic_in_a_handler_is_an_answer() {
+        with_server(|f| async move {
+            let mut client = f.client().await;
+            for method in ["Panic", "PanicAtOnce"] {
+                let error = call(&mut client, method, b"").await.unwrap_err();
+                assert_eq!(error, Error::unknown(format!("panic in svc/{method}")));
+            }
+            assert_eq!(call(&mut client, "Echo", b"x").await, Ok(b"x".to_vec()));
+        });
+    }
+
+    #[test]
+    fn malformed_frames_close_only_their_connection() {
+        with_server(|f| async move {
+            let mut good = f.client().await;
+            let echo = request(3, "Echo", b"");
+            let with = |at: usize, byte| {
+                let mut bytes = echo.clone();
+                bytes[at] = byte;
+                bytes
+            };
+            for bytes in [
+                b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+                with(8, 2),
+                with(8, 3),
+                with(7, 4),
+                vec![0xff; 4096],
+            ] {
+                let mut stream = f.raw().await;
+                stream.write_all(&bytes).await.unwrap();
+                closed(stream).await;
+            }
+            assert_eq!(f.seen.calls.get(), 0);
+            assert_eq!(call(&mut good, "Echo", b"x").await, Ok(b"x".to_vec()));
+        });
+    }
+
+    #[test]
+    fn stream_ids_must_grow() {
+        with_server(|f| async move {
+            for id in [3, 1] {
+                let mut stream = f.raw().await;
+                stream.write_all(&request(3, "Echo", b"")).await.unwrap();
+                answer(&mut stream).await.1.unwrap();
+                stream.write_all(&request(id, "Echo", b"")).await.unwrap();
+                closed(stream).await;
+            }
+        });
+    }
+
+    #[test]
+    fn a_client_that_goes_within_a_frame_does_no_harm() {
+        with_server(|f| async move {
+            let echo = request(1, "Echo", b"payload");
+            for end in 1..echo.len() {
+                let mut stream = f.raw().await;
+                stream.write_all(&echo[..end]).await.unwrap();
+            }
+            until(|| f.server.connections() == 0).await;
+            assert_eq!(f.seen.calls.get(), 0);
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_refused_and_the_next_request_taken() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let oversize = MESSAGE_LENGTH_MAX as u32 + 1;
+            let mut bytes = vec![0, 0, 0, 2, 0, 0, 0, 1, 1, 0, 0xff, 0xff];
+            bytes.extend(oversize.to_be_bytes());
+            bytes.extend([0, 0, 0, 3, 1, 0]);
+            bytes.resize(bytes.len() + oversize as usize, 0);
+            bytes.extend(request(5, "Echo", b"x"));
+            stream.write_all(&bytes).await.unwrap();
+            let (id, refused) = answer(&mut stream).await;
+            assert_eq!(
+                (id, refused.unwrap_err().kind()),
+                (1, Kind::InvalidArgument)
+            );
+            let (id, refused) = answer(&mut stream).await;
+            assert_eq!((id, refused), (3, Err(frame::oversize(oversize as usize))));
+            assert_eq!(answer(&mut stream).await, (5, Ok(b"x".to_vec())));
+        });
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_not_read_from() {
+        with_server(|f| async move {
+            let stream = f.raw().await;
+            let (mut read, mut write) = stream.into_split();
+            const ALL: usize = 4000;
+            let flood = spawn_local(async move {
+                for i in 0..ALL {
+                    let big = request(2 * i as u32 + 1, "Big", &[0; 1000]);
+                    write.write_all(&big).await.unwrap();
+                }
+                write
+            });
+            // It stalls: nothing happens any more, however often everybody is asked.
+            let mut calls = usize::MAX;
+            while calls != f.seen.calls.get() {
+                calls = f.seen.calls.get();
+                for _ in 0..2000 {
+                    yield_now().await;
+                }
+            }
+            assert!(!flood.is_finished());
+            assert!(calls < ALL / 4, "{calls} calls");
+            let frame = (16 << 10) + 20;
+            let most = MAX_QUEUED_BYTES / frame + 128;
+            assert!(
+                f.server.unwritten.get() < most,
+                "{}",
+                f.server.unwritten.get()
+            );
+            // Once it reads, it gets every answer.
+            let mut rest = vec![0; 16 << 10];
+            let mut got = 0;
+            while got < ALL * (16 << 10) {
+                got += read.read(&mut rest).await.unwrap();
+            }
+            assert_eq!(f.seen.calls.get(), ALL);
+            drop(flood.await);
+        });
+    }
+
+    #[test]
+    fn too_many_requests_in_flight_are_refused() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let hang = |i: usize| request(2 * i as u32 + 1, "Hang", b"");
+            for i in 0..MAX_RUNNING {
+                stream.write_all(&hang(i)).await.unwrap();
+            }
+            until(|| f.seen.hanging.get() == MAX_RUNNING).await;
+            stream.write_all(&hang(MAX_RUNNING)).await.unwrap();
+            let error = answer(&mut stream).await.1.unwrap_err();
+            assert_eq!(error.kind(), Kind::ResourceExhausted);
+        });
+    }
+
+    #[test]
+    fn flushed_waits_for_the_answer_of_a_handler_that_has_returned() {
+        with_server(|f| async move {
+            f.server.flushed().await;
+            let mut stream = f.raw().await;
+            stream.write_all(&request(1, "Echo", b"x")).await.unwrap();
+            f.seen.answered.notified().await;
+            f.server.flushed().await;
+            // It is there, without another turn for the server.
+            let mut bytes = [0; 100];
+            let n = nix::unistd::read(&stream, &mut bytes).unwrap();
+            assert_eq!(bytes[..n], frame::response(1, Ok(b"x".to_vec())));
+        });
+    }
+
+    #[test]
+    fn close_refuses_removes_its_file_and_ends_run() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let f = Fixture::new();
+            let run = spawn_local(f.server.clone().run());
+            let mut open = f.client().await;
+            call(&mut open, "Echo", b"").await.unwrap();
+            let mut in_backlog = f.client().await;
+            // Another name, to reach the socket by when its file is gone.
+            let alias = f.path.with_file_name("alias");
+            std::fs::hard_link(&f.path, &alias).unwrap();
+            f.server.close();
+            assert!(!f.path.exists());
+            let refused = UnixStream::connect(&alias).await.unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            call(&mut open, "Echo", b"").await.unwrap();
+            call(&mut in_backlog, "Echo", b"").await.unwrap();
+            run.await.unwrap().unwrap();
+            f.server.close();
+        });
+    }
+
+    #[test]
+    fn close_leaves_another_s_file() {
+        with_server(|f| async move {
+            std::fs::rename(&f.path, f.path.with_file_name("moved")).unwrap();
+            let successor = UnixListener::bind(&f.path).unwrap();
+            f.server.close();
+            UnixStream::connect(&f.path).await.unwrap();
+            drop(successor);
+        });
+    }
+
+    #[test]
+    fn a_socket_without_a_file_is_served_and_closed() {
+        with_server(|_| async {
+            use std::os::linux::net::SocketAddrExt;
+            use std::os::unix::net::{SocketAddr, UnixStream as StdUnixStream};
+            let name = format!("wire-test-{}", std::process::id());
+            let address = SocketAddr::from_abstract_name(name).unwrap();
+            let listener = UnixListener::bind_addr(&address).unwrap();
+            let seen = Rc::new(Seen::default());
+            let handler: Handler = Rc::new(move |call| Box::pin(handle(call, seen.clone())));
+            let server = Server::new(listener, handler).unwrap();
+            let run = spawn_local(server.clone().run());
+            let client = StdUnixStream::connect_addr(&address).unwrap();
+            client.set_nonblocking(true).unwrap();
+            let mut client = UnixStream::from_std(client).unwrap();
+            client.write_all(&request(1, "Echo", b"")).await.unwrap();
+            answer(&mut client).await.1.unwrap();
+            server.close();
+            run.await.unwrap().unwrap();
+            assert!(StdUnixStream::connect_addr(&address).is_err());
+        });
     }
 }

@@ -1,0 +1,523 @@
+//! A container's cgroup, on v1 and v2: who is in it, and what it used.
+//!
+//! Promises: where it is, is found out once, while the container's init certainly is
+//! in it; later reads cannot meet another cgroup that has taken over the pid. Every
+//! call reads or writes a few small kernel files and does not block.
+//!
+//! Lacks on purpose: limits. The OCI runtime sets them.
+
+mod files;
+mod locate;
+mod v1;
+mod v2;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::error::{Context, Error, Result};
+use crate::proto::{Any, Message};
+use files::Reader;
+use locate::Located;
+
+/// A container's cgroup, resolved once, at Create, from its init's pid.
+pub struct Cgroup {
+    /// `/`, but for tests.
+    root: PathBuf,
+    located: Located,
+}
+
+/// The directory whose files tell of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryDir<'a> {
+    /// It has a `memory.oom_control`.
+    V1(&'a Path),
+    /// It has a `memory.events`.
+    V2(&'a Path),
+}
+
+impl Cgroup {
+    /// The cgroup of process `pid`: on v2 one directory, on v1 and hybrid systems one
+    /// a controller. NotFound when it is in none but the root, as a process is that
+    /// has ended: what is in there is not the container's.
+    pub fn of(pid: i32) -> Result<Cgroup> {
+        Self::of_in(Path::new("/"), pid)
+    }
+
+    fn of_in(root: &Path, pid: i32) -> Result<Cgroup> {
+        Ok(Self {
+            root: root.to_owned(),
+            located: locate::of(root, pid)?,
+        })
+    }
+
+    /// Every process in it and below (`cgroup.procs`, recursively), sorted, each once.
+    /// An error, never an empty list, when they cannot be read; of kind Unknown
+    /// also when the cgroup is gone, for containerd takes NotFound for a lost container.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        let dir = match &self.located {
+            Located::V1(hierarchies) => hierarchies.for_pids(),
+            Located::V2 { dir, .. } => dir,
+        };
+        let mut pids = BTreeSet::new();
+        collect_pids(dir, &mut Reader::default(), &mut pids)
+            .context(|| format!("list processes of cgroup {}", dir.display()))?;
+        Ok(pids.into_iter().collect())
+    }
+
+    /// `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`.
+    /// A missing controller or file gives zeros; NotFound when the whole cgroup is gone.
+    pub fn stats(&self) -> Result<Any> {
+        let mut reader = Reader::default();
+        match &self.located {
+            Located::V1(hierarchies) => {
+                let live = hierarchies.live();
+                if live.is_empty() {
+                    return Err(gone());
+                }
+                let metrics = v1::metrics(&self.root, &live, &mut reader);
+                packed("v1", &metrics.context(|| "read cgroup statistics")?)
+            }
+            Located::V2 { dir, .. } => {
+                if !dir.exists() {
+                    return Err(gone());
+                }
+                let metrics = v2::metrics(&self.root, dir, &mut reader);
+                packed("v2", &metrics.context(|| "read cgroup statistics")?)
+            }
+        }
+    }
+
+    /// Kills every process in it (`cgroup.kill`). False where the kernel offers none (v1).
+    pub fn kill(&self) -> Result<bool> {
+        let Located::V2 { dir, .. } = &self.located else {
+            return Ok(false);
+        };
+        match files::write(&dir.join("cgroup.kill"), "1") {
+            Ok(()) => Ok(true),
+            // Where there is no cgroup there is nobody to kill.
+            Err(error) if is_gone(&error) => Ok(!dir.exists()),
+            Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Ok(false),
+            Err(error) => Err(error).context(|| format!("kill cgroup {}", dir.display())),
+        }
+    }
+
+    /// v2: enables every controller of the root in `cgroup.subtree_control` of each
+    /// ancestor. An error when the cgroup's parent refused one; the others are on.
+    pub fn enable_controllers(&self) -> Result<()> {
+        match &self.located {
+            Located::V1(_) => Ok(()),
+            Located::V2 { mount, dir } => v2::enable_controllers(mount, dir),
+        }
+    }
+
+    /// Where its memory is told of; `None` without that controller on v1.
+    pub fn memory(&self) -> Option<MemoryDir<'_>> {
+        match &self.located {
+            Located::V1(hierarchies) => hierarchies.dir("memory").map(MemoryDir::V1),
+            Located::V2 { dir, .. } => Some(MemoryDir::V2(dir)),
+        }
+    }
+}
+
+/// ShimCgroup: puts process `pid` into the existing cgroup `path` (v1: of every controller).
+pub fn join(path: &Path, pid: i32) -> Result<()> {
+    join_in(Path::new("/"), path, pid)
+}
+
+fn join_in(root: &Path, path: &Path, pid: i32) -> Result<()> {
+    let dirs = locate::existing(root, path)?;
+    if dirs.is_empty() {
+        return Err(Error::not_found(format!("cgroup {}", path.display())));
+    }
+    dirs.iter().try_for_each(|dir| {
+        files::write(&dir.join("cgroup.procs"), &pid.to_string())
+            .context(|| format!("put process {pid} into cgroup {}", dir.display()))
+    })
+}
+
+/// The OOM kills counted in `text`, of a `memory.events` or `memory.oom_control`.
+fn oom_kills(text: &str) -> u64 {
+    value(text, "oom_kill")
+}
+
+/// The number that `text`, a file of keys and numbers, has for `key`; else 0.
+pub fn value(text: &str, key: &str) -> u64 {
+    files::keyed(text)
+        .find(|(name, _)| *name == key)
+        .map_or(0, |(_, value)| value)
+}
+
+/// The OOM kills counted in v1 cgroups below `dir`, which its own counter leaves out.
+pub fn oom_kills_below(dir: &Path) -> u64 {
+    let mut kills = 0;
+    let mut reader = Reader::default();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let dir = entry.path();
+            kills += reader.text(&dir, "memory.oom_control").map_or(0, oom_kills);
+            kills += oom_kills_below(&dir);
+        }
+    }
+    kills
+}
+
+fn gone() -> Error {
+    Error::not_found("cgroup does not exist")
+}
+
+fn packed(version: &str, metrics: &impl Message) -> Result<Any> {
+    let value = metrics.write_to_bytes();
+    Ok(Any {
+        type_url: format!("io.containerd.cgroups.{version}.Metrics"),
+        value: value.context(|| "encode cgroup statistics")?,
+        ..Any::default()
+    })
+}
+
+/// A cgroup may go away between any two calls; an open file of it then says ENODEV.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
+}
+
+fn collect_pids(dir: &Path, reader: &mut Reader, pids: &mut BTreeSet<i32>) -> io::Result<()> {
+    match reader.must(dir, "cgroup.procs") {
+        Ok(text) => {
+            for line in text.lines() {
+                let pid = line.parse().map_err(io::Error::other)?;
+                // 0: a process that our pid namespace does not show.
+                if pid != 0 {
+                    pids.insert(pid);
+                }
+            }
+        }
+        // A threaded cgroup; its processes are listed further up.
+        Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {}
+        Err(error) => return Err(error),
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            match collect_pids(&entry.path(), reader, pids) {
+                Err(error) if !is_gone(&error) => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::proto::{cgroups_v1, cgroups_v2};
+    use tempfile::TempDir;
+
+    /// A file system with these files: `== PATH` and then the content of each.
+    fn recorded(files: &str) -> TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for file in files.split("== ").skip(1) {
+            let (path, content) = file.split_once('\n').unwrap();
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        root
+    }
+
+    fn v1() -> (TempDir, Cgroup) {
+        let root = recorded(include_str!("testdata/v1"));
+        let cgroup = Cgroup::of_in(root.path(), 7).unwrap();
+        (root, cgroup)
+    }
+
+    fn v2() -> (TempDir, Cgroup) {
+        let root = recorded(include_str!("testdata/v2"));
+        let cgroup = Cgroup::of_in(root.path(), 7).unwrap();
+        (root, cgroup)
+    }
+
+    fn v1_stats(cgroup: &Cgroup) -> cgroups_v1::Metrics {
+        let any = cgroup.stats().unwrap();
+        assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
+        Message::parse_from_bytes(&any.value).unwrap()
+    }
+
+    fn v2_stats(cgroup: &Cgroup) -> cgroups_v2::Metrics {
+        let any = cgroup.stats().unwrap();
+        assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
+        Message::parse_from_bytes(&any.value).unwrap()
+    }
+
+    #[test]
+    fn a_v1_cgroup_is_found_in_each_hierarchy() {
+        let (root, cgroup) = v1();
+        let memory = root.path().join("sys/fs/cgroup/memory/kt");
+        assert_eq!(cgroup.memory(), Some(MemoryDir::V1(&memory)));
+        let Located::V1(hierarchies) = &cgroup.located else {
+            panic!("not v1");
+        };
+        let at = |name: &str| Some(root.path().join("sys/fs/cgroup").join(name));
+        let dir = |name| hierarchies.dir(name).map(Path::to_owned);
+        assert_eq!(dir("cpu"), at("cpu,cpuacct/kt"));
+        assert_eq!(dir("cpuacct"), at("cpu,cpuacct/kt"));
+        assert_eq!(dir("cpuset"), None, "the root is not the container's");
+        assert_eq!(dir("pids"), at("pids/kt"), "the mount shows a part only");
+    }
+
+    #[test]
+    fn v1_statistics_have_every_field() {
+        let (_root, cgroup) = v1();
+        let stats = v1_stats(&cgroup);
+        let usage = &stats.cpu.usage;
+        assert_eq!(usage.total, 230_248_399);
+        assert_eq!((usage.user, usage.kernel), (220_000_000, 10_000_000));
+        assert_eq!(usage.per_cpu, [8_066_830, 225_610_210]);
+        let throttling = &stats.cpu.throttling;
+        let counts = (throttling.periods, throttling.throttled_periods);
+        assert_eq!((counts, throttling.throttled_time), ((14, 11), 732_238_711));
+
+        let memory = &stats.memory;
+        assert_eq!((memory.cache, memory.total_active_file), (278_528, 151_552));
+        assert_eq!((memory.pg_pg_in, memory.total_pg_maj_fault), (834, 3));
+        assert_eq!(memory.hierarchical_swap_limit, 9_223_372_036_854_771_712);
+        let entry = &memory.usage;
+        assert_eq!((entry.usage, entry.max), (1_523_712, 1_728_512));
+        assert_eq!((entry.limit, entry.failcnt), (104_857_600, 5));
+        assert_eq!(
+            (memory.swap.usage, memory.kernel.usage),
+            (1_204_224, 774_144)
+        );
+        assert_eq!(memory.kernel_tcp.limit, 9_223_372_036_854_771_712);
+        let oom = &stats.memory_oom_control;
+        assert_eq!(
+            (oom.oom_kill_disable, oom.under_oom, oom.oom_kill),
+            (1, 0, 2)
+        );
+        assert_eq!((stats.pids.current, stats.pids.limit), (2, 0));
+
+        let entries: Vec<_> = stats.blkio.io_service_bytes_recursive.iter().collect();
+        assert_eq!(entries.len(), 2);
+        assert_eq!(
+            (entries[1].op.as_str(), entries[1].value),
+            ("Write", 5_242_880)
+        );
+        assert_eq!((entries[1].major, entries[1].minor), (254, 0));
+        assert_eq!(entries[1].device, "/dev/vda");
+        let huge = &stats.hugetlb[0];
+        assert_eq!((huge.pagesize.as_str(), huge.usage), ("2MB", 2_097_152));
+        let rdma = &stats.rdma.limit[0];
+        assert_eq!((rdma.device.as_str(), rdma.hca_handles), ("mlx4_0", 2));
+        assert_eq!(rdma.hca_objects, u32::MAX);
+    }
+
+    #[test]
+    fn v1_statistics_do_without_controllers_and_end_with_the_last() {
+        let (root, cgroup) = v1();
+        let hierarchies = root.path().join("sys/fs/cgroup");
+        fs::remove_dir_all(hierarchies.join("memory/kt")).unwrap();
+        let stats = v1_stats(&cgroup);
+        assert!(stats.memory.is_none() && stats.pids.is_some());
+        fs::remove_dir_all(&hierarchies).unwrap();
+        let error = cgroup.stats().unwrap_err();
+        assert_eq!(error.to_string(), "cgroup does not exist: not found");
+        assert_eq!(error.kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn hybrid_without_controllers_on_v2_is_v1() {
+        let (root, _) = v1();
+        let cgroup = root.path().join("proc/7/cgroup");
+        let hybrid = fs::read_to_string(&cgroup)
+            .unwrap()
+            .replace("0::/\n", "0::/kt\n");
+        fs::write(&cgroup, hybrid).unwrap();
+        let cgroup = Cgroup::of_in(root.path(), 7).unwrap();
+        assert!(matches!(cgroup.located, Located::V1(_)));
+    }
+
+    #[test]
+    fn a_process_that_is_in_the_root_only_has_no_cgroup() {
+        let (root, _) = v1();
+        fs::write(root.path().join("proc/7/cgroup"), "4:memory:/\n0::/\n").unwrap();
+        let error = Cgroup::of_in(root.path(), 7).err().unwrap();
+        assert_eq!(error.to_string(), "cgroup of process 7: not found");
+        let error = Cgroup::of_in(root.path(), 8).err().unwrap();
+        assert!(error.to_string().contains("/proc/8/cgroup: "), "{error}");
+    }
+
+    #[test]
+    fn a_v2_cgroup_is_one_directory_even_beside_a_v1_hierarchy() {
+        let (root, cgroup) = v2();
+        let mount = root.path().join("sys/fs/cgroup");
+        let dir = mount.join("system.slice/c.scope");
+        assert_eq!(cgroup.memory(), Some(MemoryDir::V2(&dir)));
+        assert_eq!(cgroup.located, Located::V2 { mount, dir });
+    }
+
+    #[test]
+    fn v2_statistics_have_every_field() {
+        let (_root, cgroup) = v2();
+        let stats = v2_stats(&cgroup);
+        assert_eq!((stats.pids.current, stats.pids.limit), (3, u64::MAX));
+        let cpu = &stats.cpu;
+        assert_eq!(
+            (cpu.usage_usec, cpu.user_usec, cpu.system_usec),
+            (30, 20, 10)
+        );
+        assert_eq!(
+            (cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec),
+            (4, 5, 6)
+        );
+        assert_eq!((cpu.nr_bursts, cpu.burst_usec), (7, 8));
+        let some = &cpu.psi.some;
+        assert_eq!(
+            (some.avg10, some.avg60, some.avg300, some.total),
+            (1.5, 0.25, 0.0, 99)
+        );
+        assert_eq!(cpu.psi.full.total, 12);
+
+        let memory = &stats.memory;
+        assert_eq!((memory.anon, memory.thp_collapse_alloc), (4096, 1));
+        assert_eq!((memory.usage, memory.usage_limit), (8192, u64::MAX));
+        assert_eq!((memory.max_usage, memory.swap_max_usage), (16384, 5));
+        assert_eq!((memory.swap_usage, memory.swap_limit), (3, 4096));
+        assert!(memory.psi.is_none(), "the file is missing");
+        let events = &stats.memory_events;
+        assert_eq!((events.low, events.high, events.max), (1, 2, 3));
+        assert_eq!(
+            (events.oom, events.oom_kill, events.oom_group_kill),
+            (4, 5, 6)
+        );
+
+        let io = &stats.io.usage;
+        assert_eq!(io.len(), 1);
+        assert_eq!((io[0].major, io[0].minor), (254, 0));
+        assert_eq!(
+            (io[0].rbytes, io[0].wbytes, io[0].rios, io[0].wios),
+            (1, 2, 3, 4)
+        );
+        assert_eq!(stats.io.psi.some.total, 5);
+        assert_eq!(stats.rdma.current[0].hca_handles, 2);
+        assert_eq!(stats.rdma.limit[0].hca_objects, u32::MAX);
+        let [large, huge] = &stats.hugetlb[..] else {
+            panic!("{:?}", stats.hugetlb);
+        };
+        assert_eq!(
+            (large.pagesize.as_str(), large.current, large.max),
+            ("2MB", 9, u64::MAX)
+        );
+        assert_eq!(
+            (large.failcnt, huge.pagesize.as_str(), huge.current),
+            (7, "1GB", 0)
+        );
+    }
+
+    #[test]
+    fn a_v2_cgroup_with_no_files_has_zeros_and_one_that_is_gone_none() {
+        let (root, cgroup) = v2();
+        let dir = root.path().join("sys/fs/cgroup/system.slice/c.scope");
+        fs::remove_dir_all(&dir).unwrap();
+        let error = cgroup.stats().unwrap_err();
+        assert_eq!(error.to_string(), "cgroup does not exist: not found");
+        assert!(cgroup.kill().unwrap(), "nobody is left");
+        fs::create_dir(&dir).unwrap();
+        let stats = v2_stats(&cgroup);
+        assert!(stats.memory_events.is_none() && stats.cpu.psi.is_none());
+        assert_eq!((stats.memory.usage_limit, stats.pids.limit), (0, 0));
+    }
+
+    #[test]
+    fn pids_are_those_of_all_levels_and_never_silently_none() {
+        for (_root, cgroup) in [v1(), v2()] {
+            assert_eq!(cgroup.pids().unwrap(), [3, 7, 20]);
+        }
+        let (root, cgroup) = v1();
+        fs::remove_dir_all(root.path().join("sys/fs/cgroup/devices/kt")).unwrap();
+        let error = cgroup.pids().unwrap_err();
+        assert_eq!(error.kind(), Kind::Unknown);
+        assert!(
+            error.to_string().contains("/devices/kt: No such file"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn only_v2_can_kill_and_only_if_the_kernel_can() {
+        assert!(!v1().1.kill().unwrap());
+        let (root, cgroup) = v2();
+        assert!(!cgroup.kill().unwrap());
+        let file = root
+            .path()
+            .join("sys/fs/cgroup/system.slice/c.scope/cgroup.kill");
+        fs::write(&file, "").unwrap();
+        assert!(cgroup.kill().unwrap());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "1");
+    }
+
+    #[test]
+    fn controllers_are_enabled_in_every_ancestor() {
+        let (root, cgroup) = v2();
+        let mount = root.path().join("sys/fs/cgroup");
+        let control = |dir: &str| mount.join(dir).join("cgroup.subtree_control");
+        fs::write(control("system.slice/c.scope"), "").unwrap();
+        // Not written: a failure that does not matter, as the next one succeeds.
+        fs::remove_file(control("")).unwrap();
+        cgroup.enable_controllers().unwrap();
+        let enabled = |dir| fs::read_to_string(control(dir)).unwrap();
+        assert_eq!(enabled("system.slice"), "+cpu +memory +pids");
+        assert_eq!(enabled("system.slice/c.scope"), "");
+
+        fs::remove_file(control("system.slice")).unwrap();
+        let error = cgroup.enable_controllers().unwrap_err().to_string();
+        assert!(error.starts_with("write +cpu to /"), "{error}");
+        v1().1.enable_controllers().unwrap();
+    }
+
+    #[test]
+    fn joining_writes_to_what_exists() {
+        let (root, _) = v1();
+        let procs = |dir| {
+            root.path()
+                .join(format!("sys/fs/cgroup/{dir}/shim/cgroup.procs"))
+        };
+        for dir in ["memory", "devices", "unified"] {
+            fs::create_dir_all(procs(dir).parent().unwrap()).unwrap();
+            fs::write(procs(dir), "").unwrap();
+        }
+        join_in(root.path(), Path::new("/shim"), 42).unwrap();
+        for (dir, content) in [("memory", "42"), ("devices", "42"), ("unified", "")] {
+            assert_eq!(fs::read_to_string(procs(dir)).unwrap(), content, "{dir}");
+        }
+
+        let (root, _) = v2();
+        join_in(root.path(), Path::new("system.slice"), 42).unwrap();
+        let procs = root.path().join("sys/fs/cgroup/system.slice/cgroup.procs");
+        assert_eq!(fs::read_to_string(procs).unwrap(), "42");
+    }
+
+    #[test]
+    fn joining_what_is_not_there_or_no_plain_path_is_an_error() {
+        let (root, _) = v2();
+        let join = |path: &str| join_in(root.path(), Path::new(path), 42).unwrap_err();
+        assert_eq!(join("/none").to_string(), "cgroup /none: not found");
+        for path in ["/a/../..", "", "/"] {
+            assert_eq!(join(path).kind(), Kind::InvalidArgument, "{path:?}");
+        }
+    }
+
+    /// Whatever this machine has: the cgroup of a real process, if it has one.
+    #[test]
+    fn the_kernels_own_files_are_understood() {
+        let Ok(cgroup) = Cgroup::of(std::process::id() as i32) else {
+            eprintln!("SKIPPED: the tests run in the root cgroup");
+            return;
+        };
+        assert!(!cgroup.stats().unwrap().value.is_empty());
+        assert!(!cgroup.pids().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,139 @@
+//! FUSE file systems, which `mount.fuse` and `mount.fuse3` start.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::kernel::{Target, fd_path};
+use super::{Mount, off_thread};
+use crate::error::{Context, Error, Result};
+use crate::reaper::Reaper;
+
+/// How a file system of a FUSE type is mounted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Helper<'a> {
+    program: &'static str,
+    kind: &'a str,
+}
+
+impl<'a> Helper<'a> {
+    /// The helper for type `kind`, when it needs one.
+    pub fn of(kind: &'a str) -> Option<Self> {
+        let with = |program, kind| Helper { program, kind };
+        let fuse = kind.strip_prefix("fuse.").map(|k| with("mount.fuse", k));
+        fuse.or_else(|| kind.strip_prefix("fuse3.").map(|k| with("mount.fuse3", k)))
+    }
+
+    /// Mounts `wanted` below `rootfs` and waits for the helper to say it is done.
+    pub async fn mount(&self, wanted: &Mount, rootfs: &Path, reaper: &Reaper) -> Result<()> {
+        let done = async {
+            let target = resolve(rootfs, &wanted.target).await?;
+            self.run(wanted, &target, reaper).await
+        };
+        done.await
+            .map_err(|error: Error| error.within(wanted.described(rootfs)))
+    }
+
+    async fn run(&self, wanted: &Mount, target: &Path, reaper: &Reaper) -> Result<()> {
+        // Not a pipe: a file system's daemon may keep it open for good.
+        let said = memfd_create(c"mount.fuse", MFdFlags::MFD_CLOEXEC)
+            .map(File::from)
+            .context(|| "make a file for the helper's output")?;
+        let output = || said.try_clone().context(|| "duplicate a descriptor");
+        let mut command = Command::new(self.program);
+        command.arg(&wanted.source).arg(target);
+        for option in &wanted.options {
+            command.arg("-o").arg(option);
+        }
+        command
+            .args(["-t", self.kind])
+            .stdin(Stdio::null())
+            .stdout(output()?)
+            .stderr(output()?);
+        let (_child, exited) = reaper
+            .spawn(&mut command)
+            .context(|| format!("run {}", self.program))?;
+        match exited.await.status {
+            0 => Ok(()),
+            status => Err(Error::unknown(format!(
+                "{} exited with {status}: {}",
+                self.program,
+                beginning(&said)
+            ))),
+        }
+    }
+}
+
+/// The target as a plain path, for a program that is to find it by itself.
+async fn resolve(rootfs: &Path, path: &str) -> Result<PathBuf> {
+    let (rootfs, path) = (rootfs.to_owned(), path.to_owned());
+    off_thread(move || {
+        let target = Target {
+            rootfs: &rootfs,
+            path: &path,
+        };
+        let target = target.open().context(|| "open the target")?;
+        std::fs::read_link(fd_path(&target)).context(|| "resolve the target")
+    })
+    .await?
+}
+
+/// The first kilobyte of what the helper said.
+fn beginning(said: &File) -> String {
+    let mut text = [0; 1024];
+    let length = said.read_at(&mut text, 0).unwrap_or(0);
+    String::from_utf8_lossy(&text[..length]).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_types_with_the_prefix_have_a_helper() {
+        let helper = Helper::of("fuse3.fuse-overlayfs").unwrap();
+        assert_eq!(
+            (helper.program, helper.kind),
+            ("mount.fuse3", "fuse-overlayfs")
+        );
+        assert_eq!(Helper::of("fuse.sshfs").unwrap().program, "mount.fuse");
+        for kind in ["fuse", "fuseblk", "overlay", ""] {
+            assert_eq!(Helper::of(kind), None, "{kind}");
+        }
+    }
+
+    /// Has `program` mount, and says what came of it and where it was to mount.
+    fn mounted_by(program: &'static str) -> (Result<()>, PathBuf) {
+        let helper = Helper { program, kind: "x" };
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = Mount {
+            kind: "fuse3.x".into(),
+            source: "/missing".into(),
+            options: vec!["allow_other".into()],
+            ..Mount::default()
+        };
+        let reaper = Reaper::new();
+        let done = reaper.block_on(helper.mount(&wanted, dir.path(), &reaper));
+        (done.unwrap(), dir.path().to_owned())
+    }
+
+    #[test]
+    fn a_helper_that_is_not_there_is_named() {
+        let (outcome, dir) = mounted_by("/missing/mount.fuse3");
+        let dir = dir.display();
+        let expected = format!("mount fuse3.x /missing on {dir}: run /missing/mount.fuse3: ");
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.starts_with(&expected), "{error}");
+    }
+
+    #[test]
+    fn a_helper_is_waited_for_and_its_complaint_is_the_error() {
+        assert_eq!(mounted_by("true").0, Ok(()));
+        let error = mounted_by("ls").0.unwrap_err().to_string();
+        assert!(error.contains(": ls exited with 2: "), "{error}");
+        assert!(error.contains("cannot access '/missing'"), "{error}");
+    }
+}

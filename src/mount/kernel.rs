@@ -1,0 +1,300 @@
+//! One mount, by the kernel's own means. Everything here may block.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{SysconfVar, fchdir, sysconf};
+
+use super::Mount;
+use super::options::Options;
+use crate::error::{Context, Error, Result};
+use crate::sys::mount as sys;
+
+const NOTHING: Option<&str> = None;
+
+/// Where a mount goes: a path below a root that may hold anybody's symlinks.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// The root file system.
+    pub rootfs: &'a Path,
+    /// The path in it; empty for the root itself.
+    pub path: &'a str,
+}
+
+impl Target<'_> {
+    /// For messages: the path as it was asked for.
+    pub fn shown(&self) -> PathBuf {
+        match self.path.trim_start_matches('/') {
+            "" => self.rootfs.to_owned(),
+            path => self.rootfs.join(path),
+        }
+    }
+
+    /// Opens what is there now; symlinks do not lead out of the root.
+    pub fn open(&self) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let rootfs = open(self.rootfs, flags, Mode::empty())?;
+        if self.path.is_empty() {
+            return Ok(rootfs);
+        }
+        let how = OpenHow::new()
+            .flags(flags)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        openat2(&rootfs, self.path, how)
+    }
+
+    /// Calls `act` with a path that means the target as it is now.
+    fn at<T, E: From<Errno>>(
+        &self,
+        act: impl FnOnce(&Path) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let target = self.open()?;
+        act(&fd_path(&target))
+    }
+}
+
+/// A path to what `fd` is open on.
+pub fn fd_path(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Mounts `wanted` below `rootfs`. The working directory may change while it runs,
+/// so the calling thread must be one that shares it with nobody ([`own_directory`]).
+pub fn mount_one(wanted: &Mount, rootfs: &Path) -> Result<()> {
+    let target = Target {
+        rootfs,
+        path: &wanted.target,
+    };
+    Options::parse(&wanted.options)
+        .and_then(|options| mount_with(wanted, options, target))
+        .map_err(|error| error.within(wanted.described(rootfs)))
+}
+
+/// Gives the calling thread a working directory of its own.
+pub fn own_directory() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_FS)
+}
+
+fn mount_with(wanted: &Mount, mut options: Options, target: Target<'_>) -> Result<()> {
+    let users = match &options.id_maps {
+        Some((uids, gids)) => Some(
+            sys::user_namespace(uids, gids)
+                .context(|| format!("make a user namespace of {uids:?} and {gids:?}"))?,
+        ),
+        None => None,
+    };
+    let is_overlay = wanted.kind == "overlay";
+    match &users {
+        // Overlay's layers are mapped, not overlay itself.
+        Some(users) if is_overlay => mount_mapped_overlay(wanted, options.clone(), target, users)?,
+        _ => mount_plainly(wanted, &mut options, target)?,
+    }
+    if !options.propagation.is_empty() {
+        target
+            .at(|path| mount(NOTHING, path, NOTHING, options.propagation, NOTHING))
+            .context(|| "set propagation")?;
+    }
+    if options
+        .flags
+        .contains(MsFlags::MS_BIND | MsFlags::MS_RDONLY)
+    {
+        make_read_only(target, options.flags).context(|| "make read-only")?;
+    }
+    match users {
+        Some(users) if !is_overlay => map_in_place(target, &users).context(|| "map owners"),
+        _ => Ok(()),
+    }
+}
+
+fn mount_plainly(wanted: &Mount, options: &mut Options, target: Target<'_>) -> Result<()> {
+    let mut directory = None;
+    if wanted.kind == "overlay" && is_long(options) {
+        directory = options.compact_lower_dirs();
+    }
+    let mut device = None;
+    if options.is_loop {
+        let asked = sys::LoopOptions {
+            read_only: options.flags.contains(MsFlags::MS_RDONLY),
+            direct_io: options.take("direct-io"),
+        };
+        let attached = sys::attach_loop(Path::new(&wanted.source), asked)
+            .context(|| format!("attach {} to a loop device", wanted.source))?;
+        device = Some(attached);
+    }
+    let data = joined(options)?;
+    let source = match &device {
+        Some((_kept, path)) => path.as_path(),
+        None => Path::new(&wanted.source),
+    };
+    let flags = options.flags;
+    target
+        .at(|path| {
+            in_directory(directory.as_deref(), || {
+                mount(Some(source), path, kind_of(wanted), flags, data.as_deref())
+            })
+        })
+        .context(|| "mount(2)")
+}
+
+fn kind_of(wanted: &Mount) -> Option<&str> {
+    Some(wanted.kind.as_str()).filter(|kind| !kind.is_empty())
+}
+
+fn page_size() -> usize {
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| usize::try_from(size).ok())
+        .unwrap_or(4096)
+}
+
+/// Whether the data comes near what `mount(2)` takes.
+fn is_long(options: &Options) -> bool {
+    let size: usize = options.data.iter().map(|option| option.len() + 1).sum();
+    size >= page_size() - 512
+}
+
+/// The data as one string; the kernel would silently cut what exceeds a page.
+fn joined(options: &Options) -> Result<Option<String>> {
+    let data = options.data.join(",");
+    if data.len() >= page_size() {
+        return Err(Error::invalid(format!(
+            "mount options are too long ({} bytes)",
+            data.len()
+        )));
+    }
+    Ok(Some(data).filter(|data| !data.is_empty()))
+}
+
+/// Runs `act` with the working directory `directory`, if one is given.
+fn in_directory<T>(
+    directory: Option<&Path>,
+    act: impl FnOnce() -> nix::Result<T>,
+) -> nix::Result<T> {
+    let Some(directory) = directory else {
+        return act();
+    };
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let home = open(".", flags, Mode::empty())?;
+    nix::unistd::chdir(directory)?;
+    let done = act();
+    fchdir(&home)?;
+    done
+}
+
+/// Remounts the bind mount at `target` read-only, which the first call cannot.
+fn make_read_only(target: Target<'_>, flags: MsFlags) -> nix::Result<()> {
+    let remount = flags | MsFlags::MS_REMOUNT;
+    target.at(
+        |path| match mount(NOTHING, path, NOTHING, remount, NOTHING) {
+            // In a user namespace, flags that came with the source cannot be dropped.
+            Err(Errno::EPERM) => {
+                let locked = present_flags(path)?;
+                mount(NOTHING, path, NOTHING, remount | locked, NOTHING)
+            }
+            done => done,
+        },
+    )
+}
+
+/// The flags of the mount at `path` that a user namespace may have locked. Those
+/// about access times are not among them: a remount that names none keeps them.
+fn present_flags(path: &Path) -> nix::Result<MsFlags> {
+    let present = statvfs(path)?.flags();
+    let pairs = [
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+    ];
+    let held = pairs.iter().filter(|(fs, _)| present.contains(*fs));
+    Ok(held.fold(MsFlags::empty(), |all, (_, flag)| all | *flag))
+}
+
+/// Covers the mount at `target` with a copy whose owners are mapped: a mount that
+/// is attached cannot be changed so.
+fn map_in_place(target: Target<'_>, users: &OwnedFd) -> io::Result<()> {
+    target.at(|path| {
+        let tree = sys::clone_tree(path)?;
+        sys::map_ids(tree.as_fd(), users.as_fd(), false)?;
+        sys::attach(tree.as_fd(), path)
+    })
+}
+
+/// Mounts an overlay whose lower directories have their owners mapped.
+///
+/// Overlay takes paths, so the mapped copies must be mounted somewhere. They are
+/// in a mount namespace that only this thread is in, and only until it leaves:
+/// whatever happens, nothing of them stays, and nobody else sees them.
+fn mount_mapped_overlay(
+    wanted: &Mount,
+    options: Options,
+    target: Target<'_>,
+    users: &OwnedFd,
+) -> Result<()> {
+    let home = File::open("/proc/thread-self/ns/mnt").context(|| "open the mount namespace")?;
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let directory = open(".", flags, Mode::empty()).context(|| "open the working directory")?;
+    unshare(CloneFlags::CLONE_NEWNS).context(|| "make a mount namespace")?;
+    let overlay = detached_overlay(wanted, options, target.rootfs, users);
+    setns(&home, CloneFlags::CLONE_NEWNS).context(|| "leave the mount namespace")?;
+    fchdir(&directory).context(|| "return to the working directory")?;
+    let overlay = overlay?;
+    target
+        .at(|path| sys::attach(overlay.as_fd(), path))
+        .context(|| "attach")
+}
+
+/// Makes that overlay, attached nowhere, in a mount namespace of the caller's own.
+fn detached_overlay(
+    wanted: &Mount,
+    mut options: Options,
+    scratch: &Path,
+    users: &OwnedFd,
+) -> Result<OwnedFd> {
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(NOTHING, "/", NOTHING, private, NOTHING).context(|| "make mounts private")?;
+    let Some((at, lower_dirs)) = options.lower_dirs() else {
+        return Err(Error::invalid("id maps without lowerdir="));
+    };
+    // Opened before the scratch file system covers anything.
+    let mut layers = Vec::with_capacity(lower_dirs.len());
+    for dir in lower_dirs {
+        let mapped = sys::clone_tree(Path::new(dir)).and_then(|layer| {
+            sys::map_ids(layer.as_fd(), users.as_fd(), true)?;
+            Ok(layer)
+        });
+        layers.push(mapped.context(|| format!("map owners in {dir}"))?);
+    }
+    let none = MsFlags::empty();
+    mount(Some("tmpfs"), scratch, Some("tmpfs"), none, NOTHING)
+        .context(|| "mount a scratch file system")?;
+    for (number, layer) in layers.iter().enumerate() {
+        let dir = scratch.join(number.to_string());
+        std::fs::create_dir(&dir)
+            .and_then(|()| sys::attach(layer.as_fd(), &dir))
+            .context(|| format!("attach layer {number}"))?;
+    }
+    let numbers: Vec<String> = (0..layers.len()).map(|n| n.to_string()).collect();
+    options.data[at] = format!("lowerdir={}", numbers.join(":"));
+    let data = joined(&options)?;
+    let merged = scratch.join("merged");
+    std::fs::create_dir(&merged).context(|| "make a mount point")?;
+    in_directory(Some(scratch), || {
+        let source = Some(wanted.source.as_str());
+        mount(
+            source,
+            &merged,
+            kind_of(wanted),
+            options.flags,
+            data.as_deref(),
+        )
+    })
+    .context(|| "mount(2)")?;
+    sys::clone_tree(&merged).context(|| "detach")
+}

@@ -1,0 +1,393 @@
+//! A container's mounts: what containerd asks for, on the bundle's `rootfs`, and
+//! their end.
+//!
+//! Promises: mounts are made in the order asked; when one fails, all are undone and
+//! the error names type, source, target and cause. A hung file system holds up one
+//! short-lived thread and its caller, never the server.
+//!
+//! Lacks on purpose: making missing targets, detaching what is busy (containerd does
+//! so itself when it removes the bundle), and `fusermount`: who may mount may unmount.
+
+mod fuse;
+mod kernel;
+mod options;
+mod unmount;
+
+use std::fmt::Display;
+use std::path::Path;
+
+use tokio::sync::oneshot;
+
+use crate::error::{Context, Error, Result};
+use crate::reaper::Reaper;
+
+/// One rootfs mount as containerd asks for it (`containerd.types.Mount`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// The file system's type; `fuse.X` and `fuse3.X` go to a helper.
+    pub kind: String,
+    /// A directory, a device, or what else the type wants.
+    pub source: String,
+    /// Sub-path inside the rootfs, resolved safely against symlinks; empty: the rootfs.
+    pub target: String,
+    /// Words as in fstab.
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// What is being done, for errors.
+    fn described(&self, rootfs: &Path) -> impl Display {
+        let Self { kind, source, .. } = self;
+        let path = &self.target;
+        let target = kernel::Target { rootfs, path }.shown();
+        format!("mount {kind} {source} on {}", target.display())
+    }
+}
+
+/// Mounts all, in order, on `rootfs` (off the main thread). When one fails, those
+/// before it are undone, and with them whatever else is at or below `rootfs`.
+///
+/// Run it to its end: dropped, it stops neither a thread nor a helper, and undoes nothing.
+pub async fn mount_all(mounts: Vec<Mount>, rootfs: &Path, reaper: &Reaper) -> Result<()> {
+    if mounts.is_empty() {
+        return Ok(());
+    }
+    let Err(error) = mount_each(mounts, rootfs, reaper).await else {
+        return Ok(());
+    };
+    match unmount_all(rootfs).await {
+        Ok(()) => Err(error),
+        Err(undo) => Err(Error::new(
+            error.kind(),
+            format!("{error} (and then: {undo})"),
+        )),
+    }
+}
+
+async fn mount_each(mounts: Vec<Mount>, rootfs: &Path, reaper: &Reaper) -> Result<()> {
+    let mut mounts = mounts.into_iter().peekable();
+    while let Some(mount) = mounts.next() {
+        if let Some(helper) = fuse::Helper::of(&mount.kind) {
+            helper.mount(&mount, rootfs, reaper).await?;
+            continue;
+        }
+        let mut batch = vec![mount];
+        while let Some(next) = mounts.next_if(|m| fuse::Helper::of(&m.kind).is_none()) {
+            batch.push(next);
+        }
+        let rootfs = rootfs.to_owned();
+        off_thread(move || {
+            kernel::own_directory().context(|| "unshare the working directory")?;
+            batch.iter().try_for_each(|m| kernel::mount_one(m, &rootfs))
+        })
+        .await??;
+    }
+    Ok(())
+}
+
+/// Unmounts everything at and below `rootfs`, deepest first, with retries (off the
+/// main thread). No `rootfs`, or nothing mounted there, is no error.
+pub async fn unmount_all(rootfs: &Path) -> Result<()> {
+    let rootfs = rootfs.to_owned();
+    off_thread(move || unmount_all_blocking(&rootfs)).await?
+}
+
+/// The same for callers without a tokio runtime (`delete`).
+pub fn unmount_all_blocking(rootfs: &Path) -> Result<()> {
+    unmount::unmount_below(rootfs)
+}
+
+/// Runs `work`, which may block, on a thread of its own that ends with it.
+/// An error when no thread can be had, or it panicked.
+///
+/// Never spawn a process in there: the OCI runtime dies with the thread that did.
+pub async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    /// Ample for system calls with a few paths.
+    const STACK: usize = 128 * 1024;
+    let (sender, done) = oneshot::channel();
+    std::thread::Builder::new()
+        .stack_size(STACK)
+        // The receiver may have gone; then nobody wants to know.
+        .spawn(move || drop(sender.send(work())))
+        .context(|| "start a thread")?;
+    done.await
+        .map_err(|_| Error::unknown("a thread for a blocking call panicked"))
+}
+
+/// Tests mount for real, where nobody else sees it.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, chown, symlink};
+    use std::path::PathBuf;
+
+    /// Runs `test` in a mount namespace of its own, in a fresh file system with an
+    /// empty directory `rootfs`.
+    fn privately<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send) {
+        let dir = tempfile::tempdir().unwrap();
+        let none: Option<&str> = None;
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("these tests need root");
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(none, "/", none, private, none).unwrap();
+            let tmpfs = Some("tmpfs");
+            mount(tmpfs, dir.path(), tmpfs, MsFlags::empty(), none).unwrap();
+            fs::create_dir(dir.path().join("rootfs")).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            runtime.block_on(test(dir.path().to_owned()));
+        };
+        std::thread::scope(|scope| scope.spawn(run).join().unwrap());
+    }
+
+    fn a_mount(kind: &str, source: impl AsRef<Path>, target: &str, options: &[&str]) -> Mount {
+        Mount {
+            kind: kind.to_owned(),
+            source: source.as_ref().to_str().unwrap().to_owned(),
+            target: target.to_owned(),
+            options: options.iter().map(|o| o.to_string()).collect(),
+        }
+    }
+
+    fn dir_with_file(dir: PathBuf, file: &str) -> PathBuf {
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(file), file).unwrap();
+        dir
+    }
+
+    fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+        let mut points = Vec::new();
+        let mountinfo = Path::new("/proc/thread-self/mountinfo");
+        crate::sys::mount::each_mount(mountinfo, |mount| points.push(mount.point())).unwrap();
+        points.retain(|point| point.starts_with(dir) && point != dir);
+        points
+    }
+
+    async fn mount_there(mounts: Vec<Mount>, rootfs: &Path) -> Result<()> {
+        mount_all(mounts, rootfs, &Reaper::new()).await
+    }
+
+    #[test]
+    fn a_read_only_bind_mount_is_read_only() {
+        privately(async |dir| {
+            let (source, rootfs) = (dir_with_file(dir.join("a"), "file"), dir.join("rootfs"));
+            let bind = a_mount("bind", &source, "", &["rbind", "ro", "rprivate"]);
+            mount_there(vec![bind], &rootfs).await.unwrap();
+            assert_eq!(fs::read(rootfs.join("file")).unwrap(), b"file");
+            let error = fs::write(rootfs.join("file"), "x").unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+            unmount_all(&rootfs).await.unwrap();
+            assert!(mounts_below(&dir).is_empty());
+        });
+    }
+
+    #[test]
+    fn a_mount_can_be_remounted() {
+        privately(async |dir| {
+            let rootfs = dir.join("rootfs");
+            let tmpfs = |options: &[&str]| a_mount("tmpfs", "tmpfs", "", options);
+            let mounts = vec![tmpfs(&["size=1m"]), tmpfs(&["remount", "ro"])];
+            mount_there(mounts, &rootfs).await.unwrap();
+            assert_eq!(mounts_below(&dir), [rootfs.as_path()]);
+            let error = fs::write(rootfs.join("file"), "x").unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        });
+    }
+
+    #[test]
+    fn when_a_mount_fails_those_before_it_are_undone() {
+        privately(async |dir| {
+            let (source, rootfs) = (dir_with_file(dir.join("a"), "file"), dir.join("rootfs"));
+            let good = a_mount("bind", &source, "", &["bind"]);
+            let bad = a_mount("bind", dir.join("missing"), "", &["bind"]);
+            let error = mount_there(vec![good, bad], &rootfs).await.unwrap_err();
+            let dir = dir.display();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "mount bind {dir}/missing on {dir}/rootfs: mount(2): \
+                     ENOENT: No such file or directory"
+                )
+            );
+            assert!(mounts_below(&rootfs).is_empty() && !rootfs.join("file").exists());
+        });
+    }
+
+    #[test]
+    fn an_overlay_may_have_more_layers_than_a_page_has_room_for() {
+        privately(async |dir| {
+            let rootfs = dir.join("rootfs");
+            let layer = |n| dir_with_file(dir.join(format!("snap/{n}/fs")), &format!("file{n}"));
+            let layers: Vec<_> = (0..200).map(|n| layer(n).display().to_string()).collect();
+            let lower = format!("lowerdir={}", layers.join(":"));
+            assert!(lower.len() > 4096);
+            let [upper, work] = ["upper", "work"].map(|name| {
+                fs::create_dir(dir.join(name)).unwrap();
+                format!("{name}dir={}/{name}", dir.display())
+            });
+            let overlay = a_mount("overlay", "overlay", "", &[&lower, &upper, &work]);
+            let before = std::env::current_dir().unwrap();
+            mount_there(vec![overlay], &rootfs).await.unwrap();
+            assert_eq!(std::env::current_dir().unwrap(), before);
+            for n in [0, 199] {
+                assert!(rootfs.join(format!("file{n}")).exists());
+            }
+            fs::write(rootfs.join("new"), "").unwrap();
+            assert!(dir.join("upper/new").exists());
+        });
+    }
+
+    #[test]
+    fn a_target_does_not_lead_out_of_the_rootfs() {
+        privately(async |dir| {
+            let (source, rootfs) = (dir_with_file(dir.join("a"), "file"), dir.join("rootfs"));
+            fs::create_dir(rootfs.join("inside")).unwrap();
+            symlink("/inside", rootfs.join("absolute")).unwrap();
+            symlink("../../inside", rootfs.join("relative")).unwrap();
+            for target in ["absolute", "/relative", "inside/../../inside"] {
+                let bind = a_mount("bind", &source, target, &["bind", "ro"]);
+                mount_there(vec![bind], &rootfs).await.unwrap();
+                assert_eq!(mounts_below(&dir), [rootfs.join("inside")], "{target}");
+                unmount_all(&rootfs).await.unwrap();
+            }
+            let missing = a_mount("bind", &source, "none", &["bind"]);
+            let error = mount_there(vec![missing], &rootfs).await.unwrap_err();
+            assert!(error.to_string().contains("/rootfs/none: "), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_bind_mount_maps_owners() {
+        privately(async |dir| {
+            let (source, rootfs) = (dir_with_file(dir.join("a"), "file"), dir.join("rootfs"));
+            chown(source.join("file"), Some(3), Some(4)).unwrap();
+            let maps = ["bind", "ro", "uidmap=0:1000:10", "gidmap=0:2000:10"];
+            let bind = a_mount("bind", &source, "", &maps);
+            mount_there(vec![bind], &rootfs).await.unwrap();
+            let file = fs::metadata(rootfs.join("file")).unwrap();
+            assert_eq!((file.uid(), file.gid()), (1003, 2004));
+            assert!(fs::write(rootfs.join("file"), "x").is_err());
+            unmount_all(&rootfs).await.unwrap();
+            assert!(mounts_below(&dir).is_empty());
+        });
+    }
+
+    #[test]
+    fn an_overlay_maps_the_owners_of_its_layers_and_leaves_nothing_else_mounted() {
+        privately(async |dir| {
+            let rootfs = dir.join("rootfs");
+            let (low, high) = (
+                dir_with_file(dir.join("1"), "f1"),
+                dir_with_file(dir.join("2"), "f2"),
+            );
+            let lower = format!("lowerdir={}:{}", high.display(), low.display());
+            let [upper, work] = ["upper", "work"].map(|name| {
+                fs::create_dir(dir.join(name)).unwrap();
+                format!("{name}dir={}/{name}", dir.display())
+            });
+            let maps = ["uidmap=0:1000:10", "gidmap=0:2000:10"];
+            let options = [&lower, &upper, &work, maps[0], maps[1]];
+            let overlay = a_mount("overlay", "overlay", "", &options);
+            mount_there(vec![overlay], &rootfs).await.unwrap();
+            for name in ["f1", "f2"] {
+                let file = fs::metadata(rootfs.join(name)).unwrap();
+                assert_eq!((file.uid(), file.gid()), (1000, 2000));
+            }
+            fs::write(rootfs.join("new"), "").unwrap();
+            assert_eq!(mounts_below(&dir), [rootfs.as_path()]);
+            assert_eq!(fs::read_dir(&dir).unwrap().count(), 5, "no scratch files");
+        });
+    }
+
+    #[test]
+    fn a_file_is_mounted_through_a_loop_device_that_goes_with_the_mount() {
+        privately(async |dir| {
+            let (image, rootfs) = (dir.join("image"), dir.join("rootfs"));
+            fs::File::create(&image).unwrap().set_len(4 << 20).unwrap();
+            let mkfs = std::process::Command::new("mkfs.ext4")
+                .arg("-q")
+                .arg(&image)
+                .stdout(std::process::Stdio::piped())
+                .spawn();
+            let Ok(mut mkfs) = mkfs else {
+                eprintln!("SKIPPED: no mkfs.ext4");
+                return;
+            };
+            // Its end is that of its output: the status may be another test's to reap.
+            std::io::copy(&mut mkfs.stdout.take().unwrap(), &mut std::io::sink()).unwrap();
+            #[allow(clippy::disallowed_methods)]
+            let _ = mkfs.wait();
+
+            let ext4 = a_mount("ext4", &image, "", &["loop", "ro"]);
+            mount_there(vec![ext4], &rootfs).await.unwrap();
+            assert!(rootfs.join("lost+found").is_dir());
+            let attached = || {
+                let devices = fs::read_dir("/sys/block").unwrap().flatten();
+                let files = devices.map(|d| fs::read_to_string(d.path().join("loop/backing_file")));
+                let image = image.display().to_string();
+                files.flatten().any(|file| file.trim_end() == image)
+            };
+            assert!(attached());
+            unmount_all(&rootfs).await.unwrap();
+            assert!(!attached());
+        });
+    }
+
+    #[test]
+    fn unmount_takes_nested_and_stacked_mounts_with_odd_names() {
+        privately(async |dir| {
+            let rootfs = dir.join("rootfs");
+            let tmpfs = |target| a_mount("tmpfs", "tmpfs", target, &[]);
+            mount_there(vec![tmpfs("")], &rootfs).await.unwrap();
+            fs::create_dir(rootfs.join(r"a b\040")).unwrap();
+            mount_there(vec![tmpfs(r"a b\040"), tmpfs(r"a b\040")], &rootfs)
+                .await
+                .unwrap();
+            assert_eq!(mounts_below(&dir).len(), 3);
+            fs::create_dir(dir.join("rootfs2")).unwrap();
+            mount_there(vec![tmpfs("")], &dir.join("rootfs2"))
+                .await
+                .unwrap();
+            unmount_all(&rootfs).await.unwrap();
+            assert_eq!(mounts_below(&dir), [dir.join("rootfs2")]);
+
+            unmount_all(&rootfs).await.unwrap();
+            unmount_all(&dir.join("missing/rootfs")).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_busy_mount_is_given_up_and_named() {
+        privately(async |dir| {
+            let rootfs = dir.join("rootfs");
+            mount_there(vec![a_mount("tmpfs", "tmpfs", "", &[])], &rootfs)
+                .await
+                .unwrap();
+            let user = fs::File::create(rootfs.join("open")).unwrap();
+            let error = unmount_all(&rootfs).await.unwrap_err().to_string();
+            assert!(
+                error.starts_with("unmount /") && error.contains("/rootfs: EBUSY"),
+                "{error}"
+            );
+            drop(user);
+            unmount_all(&rootfs).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn without_mounts_there_is_nothing_to_do_even_without_a_rootfs() {
+        privately(async |dir| {
+            mount_there(vec![], &dir.join("missing")).await.unwrap();
+        });
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_thread_is_an_error() {
+        let work: fn() = || panic!("expected by a test");
+        assert!(off_thread(work).await.is_err());
+        assert_eq!(off_thread(|| 7).await, Ok(7));
+    }
+}

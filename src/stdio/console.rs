@@ -1,0 +1,173 @@
+//! Terminals: the socket over which the runtime hands over a pty's master, and what
+//! is done with the master.
+//!
+//! Promises: the socket is reachable for root alone and gone when the process runs;
+//! a master has one descriptor. A container that closes its terminal and opens it
+//! again (as systemd does) goes on being heard.
+//!
+//! Lacks on purpose: making ptys. They belong to the container's devpts.
+
+use std::cell::RefCell;
+use std::env;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::unistd::mkdtemp;
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+
+use super::copy::{DRAIN, Drain, End};
+use super::set_nonblocking;
+use crate::error::{Context, Result};
+use crate::sys;
+
+/// How long the master may take to arrive. The runtime has ended by then, so it
+/// lies in the socket already or never comes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest path of a unix socket, without the NUL.
+const LONGEST: usize = 107;
+
+/// A socket that waits for a pty's master; dropping it removes it.
+#[derive(Debug)]
+pub(super) struct ConsoleSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Removed last.
+    _directory: Directory,
+}
+
+/// A directory with at most our socket in it.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl ConsoleSocket {
+    /// Makes one, in a directory of its own.
+    pub(super) fn new() -> Result<Self> {
+        let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let parent = runtime.filter(|p| is_usable(p)).unwrap_or("/tmp".into());
+        let template = parent.join("ptyXXXXXX");
+        let directory = mkdtemp(&template)
+            .map(Directory)
+            .context(|| format!("make console directory {}", template.display()))?;
+        let path = socket_in(&directory.0);
+        let listener = UnixListener::bind(&path)
+            .context(|| format!("listen on console socket {}", path.display()))?;
+        Ok(Self {
+            listener,
+            path,
+            _directory: directory,
+        })
+    }
+
+    /// What the runtime's `--console-socket` is to name.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Receives the master, within ten seconds.
+    pub(super) async fn receive(self) -> Result<OwnedFd> {
+        let master = match timeout(PATIENCE, self.master()).await {
+            Ok(received) => received,
+            Err(_) => Err(io::Error::other("the runtime sent no terminal")),
+        };
+        master.context(|| format!("receive from console socket {}", self.path.display()))
+    }
+
+    async fn master(&self) -> io::Result<OwnedFd> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            // A connection that brings nothing is not the one we wait for.
+            if let Some(fd) = receive(&stream).await? {
+                return match sys::tty::is_master(fd.as_fd()) {
+                    true => Ok(fd),
+                    false => Err(io::Error::other("what the runtime sent is no terminal")),
+                };
+            }
+        }
+    }
+}
+
+async fn receive(stream: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    stream
+        .async_io(Interest::READABLE, || sys::fd::receive(stream.as_fd()))
+        .await
+}
+
+/// Whether a directory is there, and its name leaves room for a socket's.
+fn is_usable(parent: &Path) -> bool {
+    let socket = socket_in(&parent.join("ptyXXXXXX"));
+    parent.is_absolute() && parent.is_dir() && socket.as_os_str().len() <= LONGEST
+}
+
+fn socket_in(directory: &Path) -> PathBuf {
+    directory.join("pty.sock")
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Nothing to do about a failure, and nothing depends on it.
+        let _ = fs::remove_file(socket_in(&self.0));
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// A process's terminal.
+#[derive(Debug)]
+pub(super) struct Terminal {
+    /// The one descriptor of the master.
+    master: Rc<End>,
+    /// The other side, open until the process ends: else the master would be hung up
+    /// (which epoll and tokio report for ever) whenever the container has it closed.
+    /// Without it, that is taken for the end.
+    slave: RefCell<Option<OwnedFd>>,
+}
+
+impl Terminal {
+    pub(super) fn new(master: OwnedFd) -> Result<Self> {
+        let slave = sys::tty::open_slave(master.as_fd())
+            .inspect_err(|e| log::warn!("open the terminal's slave: {e}"))
+            .ok();
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let master = set_nonblocking(&master)
+            .and_then(|()| End::new(master, both))
+            .context(|| "watch the terminal's master")?;
+        Ok(Self {
+            master: Rc::new(master),
+            slave: RefCell::new(slave),
+        })
+    }
+
+    /// The master, to copy from and to.
+    pub(super) fn master(&self) -> Rc<End> {
+        self.master.clone()
+    }
+
+    /// Sets the size, in characters.
+    pub(super) fn resize(&self, width: u16, height: u16) -> io::Result<()> {
+        sys::tty::set_size(self.master.as_fd(), width, height)
+    }
+
+    /// The client's stdin is at its end: hangs up, as closing the master would. That
+    /// discards what was not read, so first the copier of the output gets its chance.
+    pub(super) async fn hang_up(&self, drain: &Drain) {
+        if timeout(DRAIN, drain.idle(&self.master)).await.is_err() {
+            log::debug!("hang up terminal: it still has output");
+        }
+        if let Some(slave) = &*self.slave.borrow()
+            && let Err(e) = sys::tty::hang_up(slave.as_fd())
+        {
+            log::warn!("hang up terminal: {e}");
+        }
+    }
+
+    /// The process ended: whatever is read now is the rest.
+    pub(super) fn release(&self) {
+        self.slave.take();
+    }
+}

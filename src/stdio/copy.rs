@@ -1,0 +1,468 @@
+//! The copier: moves one stream from where it is made to where it is read.
+//!
+//! Promises: bytes move inside the kernel (`splice(2)`) where the kernel can, through
+//! a buffer that exists only while it is in use where it cannot (terminals, append
+//! files). Nothing is lost or reordered, and a reader that stops or goes away delays
+//! only the writer. Pipes grow only once a transfer filled them.
+//!
+//! Lacks on purpose: threads, timers while the process lives, and any knowledge of
+//! what the two ends are.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{read, write};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
+
+use crate::sys;
+
+/// Most bytes one transfer moves, and the size pipes grow to: what the kernel allows
+/// everybody by default (`/proc/sys/fs/pipe-max-size`).
+const LARGEST: usize = 1 << 20;
+/// Size of the buffer where splice cannot be used.
+const BUFFER: usize = 16 << 10;
+/// More than a terminal can hold, which cannot tell how much that is (64 KiB on the
+/// way, and what fits into a line).
+const TERMINAL: usize = 128 << 10;
+/// How long after a process's end its output may still come, when somebody else keeps
+/// the other end of the pipe open.
+pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// After so many transfers in a row other tasks get their turn.
+const TURNS: u32 = 8;
+
+/// One end of a stream.
+#[derive(Debug)]
+pub(super) enum End {
+    /// A descriptor that tells when it is ready. It is non-blocking.
+    Polled(AsyncFd<OwnedFd>),
+    /// A regular file or a device like `/dev/null`, which always is.
+    Always(OwnedFd),
+}
+
+impl End {
+    /// Watches `fd` for `interest`.
+    pub(super) fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
+        match sys::fd::watch(fd, interest) {
+            Ok(fd) => Ok(Self::Polled(fd)),
+            // epoll(7) refuses what is always ready.
+            Err((fd, cause)) if cause.raw_os_error() == Some(Errno::EPERM as i32) => {
+                Ok(Self::Always(fd))
+            }
+            Err((_, cause)) => Err(cause),
+        }
+    }
+
+    /// Watches `fd` for something to read.
+    pub(super) fn source(fd: OwnedFd) -> io::Result<Self> {
+        Self::new(fd, Interest::READABLE)
+    }
+
+    /// Watches `fd` for room to write.
+    pub(super) fn sink(fd: OwnedFd) -> io::Result<Self> {
+        Self::new(fd, Interest::WRITABLE)
+    }
+
+    /// Whether it is a pipe or FIFO.
+    pub(super) fn is_pipe(&self) -> bool {
+        pipe_size(self).is_some()
+    }
+
+    /// Whether somebody could read what is written to this write end of a pipe.
+    pub(super) fn has_reader(&self) -> bool {
+        !self.now(PollFlags::empty()).contains(PollFlags::POLLERR)
+    }
+
+    /// Which of `events` hold at this moment; a hang-up and an error always count.
+    fn now(&self, events: PollFlags) -> PollFlags {
+        let mut fds = [PollFd::new(self.as_fd(), events)];
+        match poll(&mut fds, PollTimeout::ZERO) {
+            Ok(_) => fds[0].revents().unwrap_or(events),
+            // Not a fault of the descriptor: let the operation itself find out.
+            Err(_) => events,
+        }
+    }
+
+    /// Waits until one of `events` (or a hang-up, or an error) holds.
+    async fn ready(&self, interest: Interest, events: PollFlags) -> io::Result<PollFlags> {
+        let Self::Polled(fd) = self else {
+            return Ok(events);
+        };
+        loop {
+            // Guard first, look second: readiness that arrives in between is not
+            // cleared with the old.
+            let mut guard = fd.ready(interest).await?;
+            let now = self.now(events);
+            if !now.is_empty() {
+                return Ok(now);
+            }
+            guard.clear_ready();
+        }
+    }
+
+    /// Waits for something to read, an end or an error.
+    pub(super) async fn readable(&self) -> io::Result<PollFlags> {
+        self.ready(Interest::READABLE, PollFlags::POLLIN).await
+    }
+
+    async fn writable(&self) -> io::Result<PollFlags> {
+        self.ready(Interest::WRITABLE, PollFlags::POLLOUT).await
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Polled(fd) => fd.get_ref().as_fd(),
+            Self::Always(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// What the copiers of one process's output share: when it ended, and how many of
+/// them are still at work.
+#[derive(Debug, Default)]
+pub(super) struct Drain {
+    exited: Cell<Option<Instant>>,
+    open: Cell<usize>,
+    /// One of them changed, or a terminal was read empty.
+    changed: Notify,
+}
+
+/// An output that is not at its end; dropping it says that it is.
+#[derive(Debug)]
+pub(super) struct Undrained(Rc<Drain>);
+
+impl Drain {
+    /// The process ended; only the first call counts. Returns when that was.
+    pub(super) fn exit(&self) -> Instant {
+        let at = self.exited.get().unwrap_or_else(Instant::now);
+        self.exited.set(Some(at));
+        self.changed.notify_waiters();
+        at
+    }
+
+    /// Counts one more output, until the result is dropped.
+    pub(super) fn output(self: &Rc<Self>) -> Undrained {
+        self.open.set(self.open.get() + 1);
+        Undrained(self.clone())
+    }
+
+    /// Waits until all that `terminal` holds now was read.
+    pub(super) async fn idle(&self, terminal: &End) {
+        self.until(|| terminal.now(PollFlags::POLLIN).is_empty())
+            .await;
+    }
+
+    /// Waits until every output is at its end.
+    pub(super) async fn done(&self) {
+        self.until(|| self.open.get() == 0).await;
+    }
+
+    /// Whether `grace` has passed since the process's end.
+    fn is_over(&self, grace: Duration) -> bool {
+        self.exited.get().is_some_and(|at| at.elapsed() >= grace)
+    }
+
+    /// Waits until `grace` after the process's end.
+    async fn over(&self, grace: Duration) {
+        self.until(|| self.exited.get().is_some()).await;
+        if let Some(at) = self.exited.get() {
+            sleep_until(at + grace).await;
+        }
+    }
+
+    async fn until(&self, holds: impl Fn() -> bool) {
+        loop {
+            // Made before the look, so that it sees every later change.
+            let changed = self.changed.notified();
+            if holds() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for Undrained {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// When a stream ends other than by the end of its source.
+#[derive(Debug)]
+pub(super) enum Until {
+    /// The sink takes no more: a process's stdin.
+    SinkGone,
+    /// The drain is over and the source empty: a process's output from a pipe. A sink
+    /// that fails is no end: what it refuses is dropped and counted, so that the
+    /// process goes on.
+    Drained(Rc<Drain>),
+    /// The process ended and the source is empty: its output from a terminal. The sink
+    /// as before.
+    Exited(Rc<Drain>),
+}
+
+/// One stream being copied.
+pub(super) struct Copy {
+    from: Rc<End>,
+    to: Rc<End>,
+    until: Until,
+    /// What the log calls the stream.
+    name: String,
+    splices: bool,
+    /// The source's size as a pipe; a transfer that large makes both pipes grow.
+    size: usize,
+    buffer: Vec<u8>,
+    /// How much of `buffer` has been written.
+    written: usize,
+    /// What is left to move, once the drain is over.
+    left: Option<usize>,
+    dropped: u64,
+    moved: u64,
+}
+
+impl Copy {
+    /// From a pipe, FIFO or file to another.
+    pub(super) fn new(from: Rc<End>, to: Rc<End>, until: Until, name: String) -> Self {
+        let size = pipe_size(&from).unwrap_or(usize::MAX);
+        Self {
+            from,
+            to,
+            until,
+            name,
+            splices: true,
+            size,
+            buffer: Vec::new(),
+            written: 0,
+            left: None,
+            dropped: 0,
+            moved: 0,
+        }
+    }
+
+    /// From or to a terminal, which splice does not serve.
+    pub(super) fn terminal(from: Rc<End>, to: Rc<End>, until: Until, name: String) -> Self {
+        Self {
+            splices: false,
+            ..Self::new(from, to, until, name)
+        }
+    }
+
+    /// Copies until the end. Returns how many bytes were taken from the source.
+    pub(super) async fn run(mut self) -> u64 {
+        let mut turns = 0;
+        loop {
+            if self.left.is_none() && self.is_over() {
+                self.left = Some(self.unread());
+            }
+            match self.step() {
+                Ok(0) => break,
+                Ok(_) if self.left == Some(0) && self.is_flushed() => break,
+                Ok(_) => turns += 1,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    if !self.wait().await {
+                        break;
+                    }
+                    turns += 1;
+                }
+                Err(_) => break,
+            }
+            if turns == TURNS {
+                turns = 0;
+                yield_now().await;
+            }
+        }
+        self.report();
+        self.moved
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.written == self.buffer.len()
+    }
+
+    /// One transfer: how many bytes moved, 0 at the end.
+    fn step(&mut self) -> nix::Result<usize> {
+        if !self.splices {
+            return match self.is_flushed() {
+                true => self.fill(),
+                false => self.flush(),
+            };
+        }
+        let most = self.left.unwrap_or(LARGEST).min(LARGEST);
+        let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
+        match splice(&*self.from, None, &*self.to, None, most, flags) {
+            Ok(moved) => {
+                self.count(moved);
+                if moved >= self.size {
+                    self.grow();
+                }
+                Ok(moved)
+            }
+            Err(e @ (Errno::EAGAIN | Errno::EINTR)) => Err(e),
+            // Not between these two; or an error that read or write will tell apart.
+            Err(_) => {
+                self.splices = false;
+                Err(Errno::EINTR)
+            }
+        }
+    }
+
+    fn count(&mut self, moved: usize) {
+        self.moved += moved as u64;
+        if let Some(left) = &mut self.left {
+            *left -= moved;
+        }
+    }
+
+    /// Reads into the empty buffer; gives the buffer back when there is nothing.
+    fn fill(&mut self) -> nix::Result<usize> {
+        let most = self.left.unwrap_or(BUFFER).min(BUFFER);
+        self.buffer.resize(most, 0);
+        let result = match read(&*self.from, &mut self.buffer) {
+            // A terminal whose other side is closed.
+            Err(Errno::EIO) => Ok(0),
+            other => other,
+        };
+        self.buffer.truncate(*result.as_ref().unwrap_or(&0));
+        self.written = 0;
+        self.count(self.buffer.len());
+        if self.buffer.is_empty() {
+            self.buffer = Vec::new();
+        }
+        result
+    }
+
+    /// Writes what is in the buffer, or a part of it.
+    fn flush(&mut self) -> nix::Result<usize> {
+        match write(&*self.to, &self.buffer[self.written..]) {
+            // A stopped terminal.
+            Ok(0) => Err(Errno::EAGAIN),
+            Ok(moved) => {
+                self.written += moved;
+                self.report();
+                Ok(moved)
+            }
+            Err(e @ (Errno::EAGAIN | Errno::EINTR)) => Err(e),
+            Err(e) if matches!(self.until, Until::SinkGone) => Err(e),
+            Err(e) => Ok(self.refuse(e)),
+        }
+    }
+
+    /// Drops the buffer, which the sink does not take: the process goes on.
+    fn refuse(&mut self, cause: Errno) -> usize {
+        let refused = self.buffer.len() - self.written;
+        if self.dropped == 0 {
+            log::warn!("write {}: {cause}: output is being dropped", self.name);
+        }
+        self.dropped += refused as u64;
+        self.written = self.buffer.len();
+        refused
+    }
+
+    /// Tells how much was dropped, once that is over.
+    fn report(&mut self) {
+        if self.dropped > 0 {
+            log::warn!("write {}: {} bytes were dropped", self.name, self.dropped);
+        }
+        self.dropped = 0;
+    }
+
+    /// Waits until a transfer is possible. False: there will be none.
+    async fn wait(&mut self) -> bool {
+        if self.is_flushed() && !self.source_ready().await {
+            return false;
+        }
+        self.to.writable().await.is_ok()
+    }
+
+    /// Waits for the source. False: it is at its end, or the drain is over.
+    async fn source_ready(&mut self) -> bool {
+        let now = match &self.until {
+            _ if self.left.is_some() => Some(Ok(self.from.now(PollFlags::POLLIN))),
+            Until::SinkGone => Some(self.from.readable().await),
+            Until::Drained(drain) => first(self.from.readable(), drain.over(DRAIN)).await,
+            Until::Exited(drain) => {
+                drain.changed.notify_waiters();
+                first(self.from.readable(), drain.over(Duration::ZERO)).await
+            }
+        };
+        match now {
+            // A hang-up with nothing to read is the end, whether or not the sink has
+            // room. Asking the kernel to move nothing would wait for that.
+            Some(now) => now.is_ok_and(|now| now.contains(PollFlags::POLLIN)),
+            None => {
+                self.left = Some(self.unread());
+                true
+            }
+        }
+    }
+
+    /// Whether the source has had its time. Somebody who never stops writing may have
+    /// given it no chance to be waited for.
+    fn is_over(&self) -> bool {
+        match &self.until {
+            Until::SinkGone => false,
+            Until::Drained(drain) => drain.is_over(DRAIN),
+            Until::Exited(drain) => drain.is_over(Duration::ZERO),
+        }
+    }
+
+    /// What still moves when the drain is over: what the source holds at that moment.
+    fn unread(&self) -> usize {
+        match self.until {
+            Until::Drained(_) => sys::fd::unread(self.from.as_fd()).unwrap_or(0),
+            Until::Exited(_) | Until::SinkGone => TERMINAL,
+        }
+    }
+
+    /// Makes the pipes at both ends larger, where they are pipes and may be.
+    fn grow(&mut self) {
+        let wanted = self.size.saturating_mul(4).min(LARGEST);
+        for end in [&self.from, &self.to] {
+            if pipe_size(end).is_some_and(|size| size < wanted) {
+                // Refused (EPERM, EBUSY) means as fast as before.
+                let _ = fcntl(&**end, FcntlArg::F_SETPIPE_SZ(wanted as i32));
+            }
+        }
+        let size = pipe_size(&self.from).unwrap_or(usize::MAX);
+        self.size = if size > self.size { size } else { usize::MAX };
+    }
+}
+
+/// The size of a pipe or FIFO, `None` for anything else.
+fn pipe_size(end: &End) -> Option<usize> {
+    let size = fcntl(end, FcntlArg::F_GETPIPE_SZ).ok()?;
+    usize::try_from(size).ok()
+}
+
+/// What `work` yields, or `None` if `end` comes first.
+pub(super) async fn first<T>(
+    work: impl Future<Output = T>,
+    end: impl Future<Output = ()>,
+) -> Option<T> {
+    let mut work = pin!(work);
+    let mut end = pin!(end);
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(result));
+        }
+        end.as_mut().poll(cx).map(|()| None)
+    })
+    .await
+}

@@ -1,0 +1,184 @@
+//! The ends of containerd's FIFOs, and of the files and devices that may stand where
+//! a FIFO is expected.
+//!
+//! Promises: one descriptor an output, which is both its write end and its read end:
+//! a reader may leave and come back, and neither it nor the container notices. Stdin
+//! has a write end of ours, so that only CloseIO ends it.
+//!
+//! Lacks on purpose: any wait without an end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::read;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::copy::End;
+use crate::sys;
+
+/// Stack of the thread that waits for a reader; it makes a handful of calls.
+const STACK: usize = 64 << 10;
+
+/// The stdin a client writes to.
+#[derive(Debug)]
+pub(super) struct Input {
+    /// Where to read from; non-blocking.
+    pub(super) read: OwnedFd,
+    /// Keeps a FIFO from ending while there is no client; CloseIO drops it.
+    pub(super) hold: Option<OwnedFd>,
+}
+
+/// Opens `path` to read stdin from.
+pub(super) fn open_input(path: &Path) -> io::Result<Input> {
+    let place = Place::find(path)?;
+    let read = place.open(OFlag::O_RDONLY)?;
+    let hold = match place.fifo {
+        true => Some(place.open(OFlag::O_WRONLY)?),
+        false => None,
+    };
+    Ok(Input { read, hold })
+}
+
+/// Opens `path` to write output to; non-blocking. A FIFO must get a reader until
+/// `deadline`, else `TimedOut`. Anything else is appended to and must exist.
+pub(super) async fn open_output(path: &Path, deadline: Instant) -> io::Result<OwnedFd> {
+    let place = Place::find(path)?;
+    if !place.fifo {
+        return place.open(OFlag::O_WRONLY | OFlag::O_APPEND);
+    }
+    let first = match place.open(OFlag::O_WRONLY) {
+        Err(e) if e.raw_os_error() == Some(Errno::ENXIO as i32) => {
+            wait_for_reader(&place, deadline).await?
+        }
+        opened => opened?,
+    };
+    // With the first end open, the reader never sees this one as a gap.
+    let both = place.open(OFlag::O_RDWR)?;
+    drop(first);
+    Ok(both)
+}
+
+/// Closes the output `end` once that loses nothing: a FIFO with bytes nobody has read,
+/// and no reader (the daemon restarts, say), stays until there is one again.
+pub(super) async fn close(end: End) -> io::Result<()> {
+    if !holds_unread(&end) {
+        return Ok(());
+    }
+    let path = fd_path(end.as_fd());
+    // A write end alone keeps the bytes, and can tell whether somebody reads.
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let writer = End::Always(open(path.as_str(), flags, Mode::empty())?);
+    drop(end);
+    if writer.has_reader() {
+        return Ok(());
+    }
+    let opens = sys::fd::opens_of(Path::new(&fd_path(writer.as_fd())))?;
+    let opens = End::source(opens)?;
+    while !writer.has_reader() {
+        opens.readable().await?;
+        // What the events say, the FIFO says better.
+        read(&opens, &mut [0; 4096])?;
+    }
+    Ok(())
+}
+
+fn holds_unread(end: &End) -> bool {
+    end.is_pipe() && sys::fd::unread(end.as_fd()).is_ok_and(|count| count > 0)
+}
+
+/// A path that leads to what `fd` does, whatever became of its name.
+fn fd_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// What a path led to once: opening it again cannot lead elsewhere.
+#[derive(Debug)]
+struct Place {
+    handle: File,
+    fifo: bool,
+}
+
+impl Place {
+    fn find(path: &Path) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let handle = File::from(open(path, flags, Mode::empty())?);
+        let fifo = handle.metadata()?.file_type().is_fifo();
+        Ok(Self { handle, fifo })
+    }
+
+    fn open(&self, flags: OFlag) -> io::Result<OwnedFd> {
+        self.open_as(flags | OFlag::O_NONBLOCK)
+    }
+
+    fn open_as(&self, flags: OFlag) -> io::Result<OwnedFd> {
+        let path = fd_path(self.handle.as_fd());
+        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        Ok(open(path.as_str(), flags, Mode::empty())?)
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            handle: self.handle.try_clone()?,
+            fifo: self.fifo,
+        })
+    }
+}
+
+/// Opens the FIFO's write end as soon as there is a reader.
+///
+/// The kernel offers no event for that, only an open(2) that blocks: a thread makes
+/// it, and ends with this future, whose end (or drop) opens the other side for it.
+async fn wait_for_reader(place: &Place, deadline: Instant) -> io::Result<OwnedFd> {
+    let (release, released) = mpsc::channel::<OwnedFd>();
+    let (done, mut opened) = oneshot::channel();
+    let theirs = place.try_clone()?;
+    thread::Builder::new()
+        .name("fifo".into())
+        .stack_size(STACK)
+        .spawn(move || {
+            let result = theirs.open_as(OFlag::O_WRONLY);
+            // Before the word is sent: whoever hears it finds nothing of ours open.
+            drop((theirs, released));
+            // If nobody waits any more, the descriptor closes here.
+            let _ = done.send(result);
+        })?;
+    let mut waiting = Waiting {
+        place,
+        release: Some(release),
+    };
+    if let Ok(result) = timeout_at(deadline, &mut opened).await {
+        waiting.release = None;
+        return result.map_err(io::Error::other)?;
+    }
+    drop(waiting);
+    // Released, so at once.
+    let _ = opened.await;
+    Err(io::Error::new(io::ErrorKind::TimedOut, "it got no reader"))
+}
+
+/// When dropped, lets the waiting thread's open(2) come back.
+struct Waiting<'a> {
+    place: &'a Place,
+    /// `None` once it has.
+    release: Option<mpsc::Sender<OwnedFd>>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some(release) = &self.release else { return };
+        // The thread may not have come to its open yet: the read end stays in the
+        // channel until it has. A thread that has ended took the channel with it.
+        if let Ok(reader) = self.place.open(OFlag::O_RDONLY) {
+            let _ = release.send(reader);
+        }
+    }
+}

@@ -1,0 +1,920 @@
+//! Behaviour, with real FIFOs, pipes, ptys and programs. Threads play the container
+//! and containerd; where descriptors are counted or children reaped, a test runs in a
+//! process of its own ([`alone`]).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::thread;
+
+use nix::fcntl::open as open_fd;
+use nix::pty::openpty;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::stat::Mode;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::mkfifo;
+use tokio::sync::oneshot;
+use tokio::task::{LocalSet, yield_now};
+
+use super::*;
+use crate::sys;
+
+/// Runs `work` as the server would: on one thread, in a `LocalSet`, children reaped
+/// only where the process is the test's own.
+fn serve<T>(work: impl AsyncFnOnce(Reaper) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        let reaper = Reaper::new();
+        if is_alone() {
+            spawn_local(reaper.clone().run(Reaper::listen().unwrap()));
+        }
+        work(reaper).await
+    })
+}
+
+const ALONE: &str = "STDIO_TEST_ALONE";
+
+fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
+}
+
+/// Runs `body` in a process of its own, as the only test there.
+#[expect(
+    clippy::zombie_processes,
+    reason = "only the reaper waits; this process ends soon"
+)]
+fn alone(name: &str, body: impl AsyncFnOnce(Reaper)) {
+    if is_alone() {
+        return serve(body);
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([&format!("stdio::tests::{name}"), "--exact", "--nocapture"])
+        .env(ALONE, "1")
+        .stdout(process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its exit may be reaped by a test of the reaper; its words are not.
+    let mut said = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert!(said.contains("test result: ok. 1 passed"), "{said}");
+}
+
+fn owner(reaper: &Reaper) -> Owner<'_> {
+    Owner {
+        namespace: "ns",
+        container_id: "id",
+        uid: 0,
+        gid: 0,
+        reaper,
+    }
+}
+
+/// Runs `work`, which blocks, on a thread.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, result) = oneshot::channel();
+    thread::spawn(move || done.send(work()));
+    result.await.unwrap()
+}
+
+/// A directory with FIFOs `in`, `out` and `err`.
+struct Client(tempfile::TempDir);
+
+impl Client {
+    fn new() -> Self {
+        let client = Self(tempfile::tempdir().unwrap());
+        for name in ["in", "out", "err"] {
+            mkfifo(&client.path(name), Mode::S_IRWXU).unwrap();
+        }
+        client
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().into()
+    }
+
+    /// A non-blocking open of a FIFO's read end, which needs no writer.
+    fn reader(&self, name: &str) -> File {
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let fd = open_fd(&self.path(name), flags, Mode::empty()).unwrap();
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        fd.into()
+    }
+
+    fn stdio(&self, stdin: &str, stdout: &str, stderr: &str) -> Stdio {
+        let path = |name: &str| {
+            if name.is_empty() {
+                String::new()
+            } else {
+                self.text(name)
+            }
+        };
+        Stdio {
+            terminal: false,
+            stdin: path(stdin),
+            stdout: path(stdout),
+            stderr: path(stderr),
+        }
+    }
+}
+
+/// `len` bytes of a stream that repeats only after 251 * 256 bytes, from `start`.
+fn pattern(start: usize, len: usize) -> Vec<u8> {
+    (start..start + len)
+        .map(|i| ((i % 251) ^ (i / 251)) as u8)
+        .collect()
+}
+
+fn take(opened: &mut Opened, which: usize) -> File {
+    opened.passed[which].take().unwrap().into()
+}
+
+#[test]
+fn output_outlives_readers() {
+    const AWAY: usize = 16 << 10;
+    const TOTAL: usize = 24 << 20;
+    serve(async |reaper| {
+        let client = Client::new();
+        let mut first = client.reader("out");
+        let mut opened = open(&client.stdio("", "out", ""), &owner(&reaper))
+            .await
+            .unwrap();
+        let mut container = take(&mut opened, 1);
+        let streams = opened.start().await.unwrap();
+
+        let (sent, mut container) = blocking(move || {
+            container.write_all(&pattern(0, 1000)).unwrap();
+            let mut got = vec![0; 1000];
+            first.read_exact(&mut got).unwrap();
+            (got, container)
+        })
+        .await;
+        assert_eq!(sent, pattern(0, 1000));
+        // The reader is gone now. What is written meanwhile waits for the next.
+        let mut container = blocking(move || {
+            container.write_all(&pattern(1000, AWAY)).unwrap();
+            container
+        })
+        .await;
+        let path = client.path("out");
+        let writer = thread::spawn(move || {
+            container.write_all(&pattern(1000 + AWAY, TOTAL)).unwrap();
+        });
+        let got = blocking(move || {
+            let mut got = Vec::new();
+            File::open(path).unwrap().read_to_end(&mut got).unwrap();
+            got
+        })
+        .await;
+        assert!(
+            got == pattern(1000, AWAY + TOTAL),
+            "{} bytes differ",
+            got.len()
+        );
+        writer.join().unwrap();
+        streams.process_exited();
+        streams.drained().await;
+    });
+}
+
+#[test]
+fn stdin_ends_when_both_the_client_and_close_io_say_so() {
+    const SIZE: usize = 5 << 20;
+    serve(async |reaper| {
+        let client = Client::new();
+        let mut opened = open(&client.stdio("in", "", ""), &owner(&reaper))
+            .await
+            .unwrap();
+        let mut container = take(&mut opened, 0);
+        let streams = opened.start().await.unwrap();
+        let path = client.path("in");
+        // One client goes, without CloseIO; another comes.
+        let (mut container, second) = blocking(move || {
+            let mut first = OpenOptions::new().write(true).open(&path).unwrap();
+            let feeding = thread::spawn(move || first.write_all(&pattern(0, SIZE)).unwrap());
+            let mut got = vec![0; SIZE];
+            container.read_exact(&mut got).unwrap();
+            assert!(got == pattern(0, SIZE));
+            feeding.join().unwrap();
+            let mut second = OpenOptions::new().write(true).open(&path).unwrap();
+            second.write_all(b"more").unwrap();
+            (container, second)
+        })
+        .await;
+        streams.close_stdin();
+        streams.close_stdin();
+        // CloseIO came first: what the client still writes arrives.
+        let rest = blocking(move || {
+            let mut second = second;
+            second.write_all(b" of it").unwrap();
+            drop(second);
+            let mut rest = String::new();
+            container.read_to_string(&mut rest).unwrap();
+            rest
+        })
+        .await;
+        assert_eq!(rest, "more of it");
+    });
+}
+
+#[test]
+fn a_client_learns_that_nobody_reads_stdin_any_more() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let mut opened = open(&client.stdio("in", "", ""), &owner(&reaper))
+            .await
+            .unwrap();
+        drop(opened.passed[0].take());
+        let _streams = opened.start().await.unwrap();
+        let path = client.path("in");
+        let error = blocking(move || {
+            let mut client = OpenOptions::new().write(true).open(&path).unwrap();
+            loop {
+                if let Err(e) = client.write_all(&[0; 1000]) {
+                    return e.kind();
+                }
+            }
+        })
+        .await;
+        assert_eq!(error, io::ErrorKind::BrokenPipe);
+    });
+}
+
+#[test]
+fn one_sided_stdio_is_none_on_the_other_side() {
+    serve(async |reaper| {
+        let client = Client::new();
+        for (stdio, given) in [
+            (client.stdio("", "", ""), [false, false, false]),
+            (client.stdio("", "out", ""), [false, true, false]),
+            (client.stdio("", "", "err"), [false, false, true]),
+            (client.stdio("in", "", ""), [true, false, false]),
+        ] {
+            let _readers = [client.reader("out"), client.reader("err")];
+            let mut opened = open(&stdio, &owner(&reaper)).await.unwrap();
+            assert_eq!(opened.passed.each_ref().map(Option::is_some), given);
+            assert!(opened.give_to(&mut Command::new("true")).unwrap());
+            let streams = opened.start().await.unwrap();
+            streams.resize(1, 1).unwrap();
+            streams.process_exited();
+            streams.drained().await;
+        }
+    });
+}
+
+#[test]
+fn file_uris_append_both_outputs_to_one_file() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let path = client.path("new/dir/log");
+        for round in 1..3 {
+            let uri = format!("file://{}", path.display());
+            let stdio = Stdio {
+                stdout: uri.clone(),
+                stderr: uri,
+                ..Stdio::default()
+            };
+            let mut opened = open(&stdio, &owner(&reaper)).await.unwrap();
+            let (mut out, mut err) = (take(&mut opened, 1), take(&mut opened, 2));
+            let streams = opened.start().await.unwrap();
+            blocking(move || {
+                out.write_all(&pattern(0, 300_000)).unwrap();
+                err.write_all(&pattern(0, 200_000)).unwrap();
+            })
+            .await;
+            streams.process_exited();
+            streams.drained().await;
+            assert_eq!(fs::metadata(&path).unwrap().len(), 500_000 * round);
+        }
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o644);
+    });
+}
+
+#[test]
+fn a_path_may_be_a_regular_file() {
+    serve(async |reaper| {
+        let client = Client::new();
+        fs::write(client.path("input"), pattern(0, 100_000)).unwrap();
+        fs::write(client.path("output"), "before ").unwrap();
+        let stdio = client.stdio("input", "output", "");
+        let mut opened = open(&stdio, &owner(&reaper)).await.unwrap();
+        let (mut stdin, mut stdout) = (take(&mut opened, 0), take(&mut opened, 1));
+        let streams = opened.start().await.unwrap();
+        blocking(move || io::copy(&mut stdin, &mut stdout).unwrap()).await;
+        streams.process_exited();
+        streams.drained().await;
+        let output = fs::read(client.path("output")).unwrap();
+        assert_eq!(output[..7], *b"before ");
+        assert!(output[7..] == pattern(0, 100_000));
+    });
+}
+
+#[test]
+fn a_full_disk_does_not_stop_the_container() {
+    serve(async |reaper| {
+        let stdio = Stdio {
+            stdout: "/dev/full".into(),
+            ..Stdio::default()
+        };
+        let mut opened = open(&stdio, &owner(&reaper)).await.unwrap();
+        let mut container = take(&mut opened, 1);
+        let streams = opened.start().await.unwrap();
+        blocking(move || container.write_all(&pattern(0, 1 << 20)).unwrap()).await;
+        streams.process_exited();
+        streams.drained().await;
+    });
+}
+
+#[test]
+fn what_cannot_be_opened_says_why_and_leaves_nothing() {
+    alone(
+        "what_cannot_be_opened_says_why_and_leaves_nothing",
+        async |reaper| {
+            let client = Client::new();
+            let logger = |uri: &str| Stdio {
+                stdout: uri.into(),
+                stdin: client.text("in"),
+                ..Stdio::default()
+            };
+            let before = descriptors();
+            for (stdio, text, kind) in [
+                (
+                    client.stdio("", "nothing", ""),
+                    "open stdout ",
+                    Kind::Unknown,
+                ),
+                (
+                    client.stdio("nothing", "", ""),
+                    "open stdin ",
+                    Kind::Unknown,
+                ),
+                (
+                    client.stdio("in", "out", "err"),
+                    ": it got no reader",
+                    Kind::DeadlineExceeded,
+                ),
+                (
+                    logger("http://x"),
+                    "stdout: unknown STDIO scheme http",
+                    Kind::InvalidArgument,
+                ),
+                (
+                    logger("binary:///no/such"),
+                    "start logger /no/such: ",
+                    Kind::Unknown,
+                ),
+                (
+                    logger("binary-v2:///bin/true"),
+                    "did not call ready",
+                    Kind::Unknown,
+                ),
+                (
+                    logger("binary:///bin/cat?/dev/zero"),
+                    "did not get ready",
+                    Kind::DeadlineExceeded,
+                ),
+            ] {
+                let late = kind == Kind::DeadlineExceeded;
+                if late {
+                    tokio::time::pause();
+                }
+                let error = open(&stdio, &owner(&reaper)).await.unwrap_err();
+                assert!(error.to_string().contains(text), "{text}: {error}");
+                assert_eq!(error.kind(), kind, "{error}");
+                settled(&before).await;
+                if late {
+                    tokio::time::resume();
+                }
+            }
+            // A request that is given up is no different.
+            let (stdio, owner) = (client.stdio("", "out", ""), owner(&reaper));
+            assert!(
+                copy::first(open(&stdio, &owner), yield_now())
+                    .await
+                    .is_none()
+            );
+            settled(&before).await;
+        },
+    );
+}
+
+/// What this process has open, by number.
+fn descriptors() -> Vec<(i32, PathBuf)> {
+    let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let mut all: Vec<_> = entries
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            Some((entry.file_name().to_str()?.parse().ok()?, target))
+        })
+        .filter(|(_, target)| !target.to_string_lossy().contains("/proc/"))
+        .collect();
+    all.sort();
+    all
+}
+
+/// Waits until the descriptors are as `before`: ended tasks, ended threads and reaped
+/// children let go of theirs a moment later. A leak means that this never ends.
+async fn settled(before: &[(i32, PathBuf)]) {
+    let start = std::time::Instant::now();
+    while descriptors() != before {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            descriptors()
+        );
+        yield_now().await;
+    }
+}
+
+#[test]
+fn the_drain_is_bounded_from_the_exit_on() {
+    serve(async |reaper| {
+        tokio::time::pause();
+        let client = Client::new();
+        let mut reader = client.reader("out");
+        let mut opened = open(&client.stdio("", "out", ""), &owner(&reaper))
+            .await
+            .unwrap();
+        let mut daemon = take(&mut opened, 1);
+        let streams = opened.start().await.unwrap();
+        daemon.write_all(b"last words").unwrap();
+        let exit = Instant::now();
+        streams.process_exited();
+        tokio::time::advance(Duration::from_secs(6)).await;
+        streams.process_exited();
+        streams.drained().await;
+        // Timers have a granularity of a millisecond.
+        let took = exit.elapsed();
+        assert!(
+            (DRAIN..DRAIN + Duration::from_millis(5)).contains(&took),
+            "{took:?}"
+        );
+        // The end comes without Delete, and though the daemon lives.
+        let words = blocking(move || {
+            let mut words = String::new();
+            reader.read_to_string(&mut words).unwrap();
+            words
+        })
+        .await;
+        assert_eq!(words, "last words");
+        drop(daemon);
+    });
+}
+
+#[test]
+fn a_daemon_that_never_stops_writing_does_not_keep_the_drain() {
+    for terminal in [false, true] {
+        serve(async |reaper| {
+            tokio::time::pause();
+            let client = Client::new();
+            let mut reader = client.reader("out");
+            let (streams, mut daemon) = if terminal {
+                open_terminal(&client, &reaper).await
+            } else {
+                let mut opened = open(&client.stdio("", "out", ""), &owner(&reaper))
+                    .await
+                    .unwrap();
+                let daemon = take(&mut opened, 1);
+                (opened.start().await.unwrap(), daemon)
+            };
+            let writer = thread::spawn(move || while daemon.write_all(&[b'y'; 5000]).is_ok() {});
+            let (flows, flowing) = oneshot::channel();
+            let reading = thread::spawn(move || {
+                reader.read_exact(&mut [0; 100_000]).unwrap();
+                flows.send(()).unwrap();
+                io::copy(&mut reader, &mut io::sink()).unwrap()
+            });
+            flowing.await.unwrap();
+            streams.process_exited();
+            tokio::time::advance(DRAIN).await;
+            streams.drained().await;
+            // The end comes without Delete.
+            assert!(blocking(move || reading.join().is_ok()).await);
+            drop(streams);
+            blocking(move || writer.join().unwrap()).await;
+        });
+    }
+}
+
+#[test]
+fn a_reader_that_comes_back_after_the_drain_misses_nothing() {
+    const FULL: usize = 64 << 10;
+    serve(async |reaper| {
+        tokio::time::pause();
+        let client = Client::new();
+        let mut reader = client.reader("out");
+        let mut opened = open(&client.stdio("", "out", ""), &owner(&reaper))
+            .await
+            .unwrap();
+        let mut daemon = take(&mut opened, 1);
+        let streams = opened.start().await.unwrap();
+        // One pipe full in the FIFO, one in the pipe.
+        daemon.write_all(&pattern(0, FULL)).unwrap();
+        while sys::fd::unread(reader.as_fd()).unwrap() < FULL {
+            yield_now().await;
+        }
+        daemon.write_all(&pattern(FULL, FULL)).unwrap();
+        streams.process_exited();
+        streams.drained().await;
+        let got = blocking(move || {
+            let mut got = Vec::new();
+            reader.read_to_end(&mut got).unwrap();
+            got
+        })
+        .await;
+        assert!(got == pattern(0, 2 * FULL), "{} bytes", got.len());
+        drop(daemon);
+    });
+}
+
+#[test]
+fn a_reader_that_was_away_at_the_end_gets_the_rest() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let reader = client.reader("out");
+        let mut opened = open(&client.stdio("", "out", ""), &owner(&reaper))
+            .await
+            .unwrap();
+        let mut container = take(&mut opened, 1);
+        drop(reader);
+        container.write_all(b"last words").unwrap();
+        drop(container);
+        let streams = opened.start().await.unwrap();
+        streams.process_exited();
+        streams.drained().await;
+        // One that only looks in is no reader.
+        yield_now().await;
+        drop(client.reader("out"));
+        let path = client.path("out");
+        let words = blocking(move || fs::read_to_string(path).unwrap()).await;
+        assert_eq!(words, "last words");
+    });
+}
+
+#[test]
+fn dropping_frees_every_descriptor() {
+    alone("dropping_frees_every_descriptor", async |reaper| {
+        let client = Client::new();
+        let mut readers = [client.reader("out"), client.reader("err")];
+        let before = descriptors();
+        for _ in 0..5 {
+            let stdio = client.stdio("in", "out", "err");
+            drop(open(&stdio, &owner(&reaper)).await.unwrap());
+            let mut opened = open(&stdio, &owner(&reaper)).await.unwrap();
+            opened.give_to(&mut Command::new("true")).unwrap();
+            drop(opened.start().await.unwrap());
+            settled(&before).await;
+            // And the readers see an end.
+            for reader in &mut readers {
+                assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+            }
+        }
+    });
+}
+
+/// A pty with a raw slave: what goes in comes out.
+fn raw_pty() -> (OwnedFd, File) {
+    let pty = openpty(None, None).unwrap();
+    let mut attributes = tcgetattr(&pty.slave).unwrap();
+    cfmakeraw(&mut attributes);
+    tcsetattr(&pty.slave, SetArg::TCSANOW, &attributes).unwrap();
+    (pty.master, pty.slave.into())
+}
+
+/// Does what a runtime does with `--console-socket`.
+fn hand_over(socket: &Path, fd: OwnedFd) {
+    let stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let fds = [fd.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let text = [IoSlice::new(b"/dev/pts/0")];
+    sendmsg::<()>(stream.as_raw_fd(), &text, &rights, MsgFlags::empty(), None).unwrap();
+}
+
+async fn open_terminal(client: &Client, reaper: &Reaper) -> (Streams, File) {
+    let stdio = Stdio {
+        terminal: true,
+        stderr: "nonsense://".into(),
+        ..client.stdio("in", "out", "")
+    };
+    let mut opened = open(&stdio, &owner(reaper)).await.unwrap();
+    assert!(!opened.give_to(&mut Command::new("true")).unwrap());
+    let socket = opened.console_socket().unwrap().to_owned();
+    let parent = socket.parent().unwrap().to_owned();
+    assert_eq!(
+        fs::metadata(&parent).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    let (master, slave) = raw_pty();
+    hand_over(&socket, master);
+    let streams = opened.start().await.unwrap();
+    assert!(!parent.exists());
+    (streams, slave)
+}
+
+#[test]
+fn a_terminal_has_one_master_and_loses_nothing() {
+    const SIZE: usize = 3 << 20;
+    alone(
+        "a_terminal_has_one_master_and_loses_nothing",
+        async |reaper| {
+            let client = Client::new();
+            let mut reader = client.reader("out");
+            let before = descriptors();
+            let (streams, mut slave) = open_terminal(&client, &reaper).await;
+            let masters = descriptors()
+                .iter()
+                .filter(|(_, to)| to.ends_with("ptmx"))
+                .count();
+            assert_eq!(masters, 1);
+            streams.resize(132, 43).unwrap();
+            assert_eq!(sys::tty::size(slave.as_fd()).unwrap(), (132, 43));
+
+            // Stdin gets there.
+            let path = client.path("in");
+            let (mut slave, stdin) = blocking(move || {
+                let mut stdin = OpenOptions::new().write(true).open(path).unwrap();
+                stdin.write_all(b"typed").unwrap();
+                let mut got = [0; 5];
+                slave.read_exact(&mut got).unwrap();
+                assert_eq!(&got, b"typed");
+                (slave, stdin)
+            })
+            .await;
+            // The container closes its terminal and opens it again: no end.
+            let name = fs::read_link(format!("/proc/self/fd/{}", slave.as_raw_fd())).unwrap();
+            drop(slave);
+            let mut options = OpenOptions::new();
+            options
+                .read(true)
+                .write(true)
+                .custom_flags(OFlag::O_NOCTTY.bits());
+            slave = options.open(name).unwrap();
+            let writer = thread::spawn(move || slave.write_all(&pattern(0, SIZE)).unwrap());
+            let (got, mut reader) = blocking(move || {
+                let mut got = vec![0; SIZE - 1000];
+                reader.read_exact(&mut got).unwrap();
+                writer.join().unwrap();
+                (got, reader)
+            })
+            .await;
+            assert!(got == pattern(0, SIZE - 1000));
+            // The process has ended, not all is read.
+            streams.process_exited();
+            streams.drained().await;
+            let rest = blocking(move || {
+                let mut rest = Vec::new();
+                reader.read_to_end(&mut rest).unwrap();
+                (rest, reader)
+            })
+            .await;
+            assert!(
+                rest.0 == pattern(SIZE - 1000, 1000),
+                "{} bytes",
+                rest.0.len()
+            );
+            drop((streams, stdin));
+            // The reader moved between threads, its number did not.
+            settled(&before).await;
+        },
+    );
+}
+
+#[test]
+fn the_end_of_stdin_hangs_a_terminal_up() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let mut reader = client.reader("out");
+        let (streams, mut slave) = open_terminal(&client, &reaper).await;
+        slave.write_all(b"before").unwrap();
+        streams.close_stdin();
+        let (read, slave) = blocking(move || (slave.read(&mut [0]).unwrap(), slave)).await;
+        assert_eq!(read, 0);
+        drop(slave);
+        streams.process_exited();
+        streams.drained().await;
+        let mut output = String::new();
+        reader.read_to_string(&mut output).unwrap();
+        assert_eq!(output, "before");
+    });
+}
+
+#[test]
+fn a_terminal_may_log_to_a_file() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let path = client.path("new/log");
+        let stdio = Stdio {
+            terminal: true,
+            stdout: format!("file://{}", path.display()),
+            ..Stdio::default()
+        };
+        let opened = open(&stdio, &owner(&reaper)).await.unwrap();
+        let (master, mut slave) = raw_pty();
+        hand_over(opened.console_socket().unwrap(), master);
+        let streams = opened.start().await.unwrap();
+        slave.write_all(b"hello").unwrap();
+        drop(slave);
+        streams.process_exited();
+        streams.drained().await;
+        assert_eq!(fs::read_to_string(path).unwrap(), "hello");
+    });
+}
+
+#[test]
+fn a_terminal_that_does_not_come_is_an_error() {
+    alone(
+        "a_terminal_that_does_not_come_is_an_error",
+        async |reaper| {
+            tokio::time::pause();
+            let stdio = Stdio {
+                terminal: true,
+                ..Stdio::default()
+            };
+            let before = descriptors();
+            for (sent, text) in [(false, "sent no terminal"), (true, "is no terminal")] {
+                let opened = open(&stdio, &owner(&reaper)).await.unwrap();
+                let socket = opened.console_socket().unwrap().to_owned();
+                if sent {
+                    hand_over(&socket, null().unwrap());
+                }
+                let error = opened.start().await.unwrap_err().to_string();
+                assert!(
+                    error.contains("receive from console socket") && error.contains(text),
+                    "{error}"
+                );
+                assert!(!socket.parent().unwrap().exists());
+                settled(&before).await;
+            }
+        },
+    );
+}
+
+/// A logging program: a shell script that gets the directory as `$1`.
+fn script(client: &Client, text: &str, scheme: &str) -> Stdio {
+    let path = client.path("logger");
+    fs::write(&path, format!("#!/bin/sh\nd=$2\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    let directory = client.0.path().display();
+    let uri = format!("{scheme}://{}?dir={directory}&b=x+y&a", path.display());
+    Stdio {
+        stdout: uri.clone(),
+        stderr: uri,
+        ..Stdio::default()
+    }
+}
+
+#[test]
+fn a_logger_gets_the_protocol() {
+    alone("a_logger_gets_the_protocol", async |reaper| {
+        let client = Client::new();
+        let before = descriptors();
+        let text = "for a in \"$@\"; do echo \"[$a]\"; done >$d/arguments
+            tr '\\0' '\\n' </proc/$$/environ >$d/environment
+            echo >&5; exec 5>&-
+            cat <&3 >$d/stdout & cat <&4 >$d/stderr; wait";
+        let stdio = script(&client, text, "binary-v2");
+        let mut opened = open(&stdio, &owner(&reaper)).await.unwrap();
+        let (mut out, mut err) = (take(&mut opened, 1), take(&mut opened, 2));
+        let streams = opened.start().await.unwrap();
+        blocking(move || {
+            out.write_all(&pattern(0, 1 << 20)).unwrap();
+            err.write_all(b"error").unwrap();
+        })
+        .await;
+        streams.process_exited();
+        streams.drained().await;
+        // It ended by itself, having read everything.
+        assert!(fs::read(client.path("stdout")).unwrap() == pattern(0, 1 << 20));
+        let text = |name| fs::read_to_string(client.path(name)).unwrap();
+        assert_eq!(text("stderr"), "error");
+        let directory = client.0.path().display();
+        assert_eq!(
+            text("arguments"),
+            format!("[dir]\n[{directory}]\n[b]\n[x y]\n[a]\n[]\n")
+        );
+        assert_eq!(
+            text("environment"),
+            "CONTAINER_ID=id\nCONTAINER_NAMESPACE=ns\n"
+        );
+        drop(streams);
+        settled(&before).await;
+    });
+}
+
+#[test]
+fn a_dead_logger_stops_nothing() {
+    alone("a_dead_logger_stops_nothing", async |reaper| {
+        let client = Client::new();
+        let before = descriptors();
+        let text = "echo >&5; head -c 10 <&3 >$d/stdout; exit 3";
+        let stdio = script(&client, text, "binary");
+        let mut opened = open(&stdio, &owner(&reaper)).await.unwrap();
+        let (mut out, mut err) = (take(&mut opened, 1), take(&mut opened, 2));
+        let streams = opened.start().await.unwrap();
+        blocking(move || {
+            out.write_all(&pattern(0, 1 << 20)).unwrap();
+            err.write_all(&pattern(0, 1 << 20)).unwrap();
+        })
+        .await;
+        streams.process_exited();
+        streams.drained().await;
+        assert_eq!(fs::read(client.path("stdout")).unwrap(), pattern(0, 10));
+        drop(streams);
+        settled(&before).await;
+    });
+}
+
+#[test]
+fn a_stubborn_logger_is_killed_without_anybody_waiting() {
+    alone(
+        "a_stubborn_logger_is_killed_without_anybody_waiting",
+        async |reaper| {
+            let client = Client::new();
+            let before = descriptors();
+            let text = "trap 'echo >$d/asked' TERM; echo $$ >$d/pid; exec 5>&-
+            while :; do read x; done <$d/in 3<&- 4<&-";
+            // `read` waits: the client holds the FIFO.
+            let hold = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(client.path("in"))
+                .unwrap();
+            let stdio = script(&client, text, "binary");
+            let opened = open(&stdio, &owner(&reaper)).await.unwrap();
+            let pid = fs::read_to_string(client.path("pid")).unwrap();
+            let pidfd = sys::process::pidfd_open(pid.trim().parse().unwrap()).unwrap();
+            let process = End::source(pidfd).unwrap();
+            let streams = opened.start().await.unwrap();
+            tokio::time::pause();
+            let exit = Instant::now();
+            streams.process_exited();
+            streams.drained().await;
+            assert!(exit.elapsed() < LOGGER_END + Duration::from_millis(5));
+            drop(streams);
+            process.readable().await.unwrap();
+            assert!(exit.elapsed() >= Duration::from_secs(12));
+            drop((process, hold));
+            settled(&before).await;
+        },
+    );
+}
+
+#[test]
+fn a_terminal_may_have_a_logger() {
+    alone("a_terminal_may_have_a_logger", async |reaper| {
+        let client = Client::new();
+        let before = descriptors();
+        let text = "exec 5>&-; cat <&4; cat <&3 >$d/log";
+        let stdio = Stdio {
+            terminal: true,
+            ..script(&client, text, "binary")
+        };
+        let opened = open(&stdio, &owner(&reaper)).await.unwrap();
+        let (master, mut slave) = raw_pty();
+        hand_over(opened.console_socket().unwrap(), master);
+        let streams = opened.start().await.unwrap();
+        blocking(move || slave.write_all(&pattern(0, 300_000)).unwrap()).await;
+        streams.process_exited();
+        streams.drained().await;
+        assert!(fs::read(client.path("log")).unwrap() == pattern(0, 300_000));
+        drop(streams);
+        settled(&before).await;
+    });
+}
+
+#[test]
+fn pipes_grow_only_for_those_who_fill_them() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let size = |fd: &File| fcntl(fd, FcntlArg::F_GETPIPE_SZ).unwrap();
+        let readers = [client.reader("out"), client.reader("err")];
+        let mut opened = open(&client.stdio("", "out", "err"), &owner(&reaper))
+            .await
+            .unwrap();
+        let (mut loud, mut quiet) = (take(&mut opened, 1), take(&mut opened, 2));
+        let small = size(&loud);
+        loud.write_all(&pattern(0, small as usize)).unwrap();
+        quiet.write_all(b"psst").unwrap();
+        let _streams = opened.start().await.unwrap();
+        for reader in &readers {
+            let reader = End::source(reader.try_clone().unwrap().into()).unwrap();
+            reader.readable().await.unwrap();
+        }
+        assert_eq!([size(&quiet), size(&readers[1])], [small; 2]);
+        assert!(size(&loud) > small && size(&readers[0]) > small);
+    });
+}

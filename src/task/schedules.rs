@@ -1,0 +1,319 @@
+//! Random schedules over the real containers, with a fake kernel and a runtime that
+//! answers when the schedule says so: whatever happens when, events keep their order.
+//! A failure prints its schedule; `proptest` keeps its seed.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::rc::Rc;
+
+use proptest::prelude::*;
+use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
+
+use super::*;
+use crate::bundle::Bundle;
+use crate::events::Event;
+use crate::reaper::fake::Kernel;
+use crate::stdio::Stdio;
+
+/// What a schedule may do next; numbers choose among what there is, modulo.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Start,
+    Add,
+    StartExec(usize),
+    DeleteExec(usize),
+    Delete,
+    Pause,
+    Resume,
+    /// The n-th runtime command in flight ends well, or not.
+    Answer(usize, bool),
+    /// The n-th process of the container ends.
+    End(usize),
+    /// Let whatever can go on go on.
+    Settle,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        2 => Just(Step::Start),
+        2 => Just(Step::Add),
+        3 => (0..4usize).prop_map(Step::StartExec),
+        2 => (0..4usize).prop_map(Step::DeleteExec),
+        1 => Just(Step::Delete),
+        1 => Just(Step::Pause),
+        1 => Just(Step::Resume),
+        6 => (0..4usize, prop::bool::weighted(0.8)).prop_map(|(n, ok)| Step::Answer(n, ok)),
+        3 => (0..4usize).prop_map(Step::End),
+        6 => Just(Step::Settle),
+    ];
+    prop::collection::vec(step, 0..50)
+}
+
+/// A container in a world that a schedule drives.
+struct World {
+    kernel: Rc<Kernel>,
+    reaper: Reaper,
+    tasks: Rc<Tasks>,
+    bundle: tempfile::TempDir,
+    /// The container's own processes: those that are no runtime command.
+    members: RefCell<Vec<i32>>,
+    calls: RefCell<Vec<JoinHandle<()>>>,
+    execs: RefCell<usize>,
+}
+
+const ID: &str = "c";
+
+impl World {
+    fn new() -> World {
+        let kernel = Rc::new(Kernel::default());
+        let reaper = Reaper::over(kernel.clone());
+        let bundle = tempfile::tempdir().expect("a bundle");
+        let spec = r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#;
+        fs::write(bundle.path().join("config.json"), spec).expect("a spec");
+        let tasks = Rc::new(Tasks::new(Shared {
+            reaper: reaper.clone(),
+            events: Events::new("unix:///nowhere".into(), "ns".into()),
+            namespace: "ns".into(),
+        }));
+        World {
+            kernel,
+            reaper,
+            tasks,
+            bundle,
+            members: RefCell::default(),
+            calls: RefCell::default(),
+            execs: RefCell::default(),
+        }
+    }
+
+    fn call<F: Future<Output = ()> + 'static>(&self, call: F) {
+        self.calls.borrow_mut().push(spawn_local(call));
+    }
+
+    fn create(&self) {
+        let tasks = self.tasks.clone();
+        let create = Create {
+            id: ID.into(),
+            bundle: Bundle::at(self.bundle.path()),
+            rootfs: Vec::new(),
+            stdio: Stdio::default(),
+            options: Options::default(),
+            checkpoint: None,
+        };
+        self.call(async move { drop(tasks.create(create).await) });
+    }
+
+    /// Does something with the container, if there is one.
+    fn with<F: Future<Output = ()> + 'static>(&self, call: impl FnOnce(Rc<Container>) -> F) {
+        if let Ok(container) = self.tasks.find(ID) {
+            self.call(call(container));
+        }
+    }
+
+    fn exec(&self, n: usize) -> String {
+        let added = (*self.execs.borrow()).max(1);
+        format!("e{}", n % added)
+    }
+
+    async fn step(&self, step: Step) {
+        match step {
+            Step::Start => self.with(|c| async move { drop(c.start().await) }),
+            Step::Add => self.add(),
+            Step::StartExec(n) => {
+                let id = self.exec(n);
+                self.with(|c| async move { drop(c.start_exec(&id).await) });
+            }
+            Step::DeleteExec(n) => {
+                let id = self.exec(n);
+                self.with(|c| async move { drop(c.delete_exec(&id).await) });
+            }
+            Step::Delete => {
+                let tasks = self.tasks.clone();
+                self.call(async move { drop(tasks.delete(ID).await) });
+            }
+            Step::Pause => self.with(|c| async move { drop(c.pause().await) }),
+            Step::Resume => self.with(|c| async move { drop(c.resume().await) }),
+            Step::Answer(n, well) => self.answer(n, well),
+            Step::End(n) => self.end(n),
+            Step::Settle => self.settle().await,
+        }
+    }
+
+    fn add(&self) {
+        let id = format!("e{}", self.execs.borrow());
+        if let Ok(container) = self.tasks.find(ID)
+            && container.exec(id, Stdio::default(), b"{}").is_ok()
+        {
+            *self.execs.borrow_mut() += 1;
+        }
+    }
+
+    /// The runtime does what it was asked, or fails.
+    fn answer(&self, n: usize, well: bool) {
+        let mut spawned = self.kernel.spawned.borrow_mut();
+        if spawned.is_empty() {
+            return;
+        }
+        let n = n % spawned.len();
+        let (pid, args) = spawned.remove(n);
+        if let (true, Some(at)) = (well, args.iter().position(|arg| arg == "--pid-file")) {
+            let member = self.kernel.fork();
+            self.members.borrow_mut().push(member);
+            fs::write(&args[at + 1], member.to_string()).expect("a pid file");
+        }
+        drop(spawned);
+        self.reaper.end(pid, u32::from(!well));
+    }
+
+    fn end(&self, n: usize) {
+        let mut members = self.members.borrow_mut();
+        if !members.is_empty() {
+            let n = n % members.len();
+            self.reaper.end(members.remove(n), 137);
+        }
+    }
+
+    /// What was sent SIGKILL ends, and every task goes as far as it can.
+    async fn settle(&self) {
+        for _ in 0..20 {
+            for pid in self.kernel.signalled.take() {
+                let mut members = self.members.borrow_mut();
+                if let Some(n) = members.iter().position(|member| *member == pid) {
+                    self.reaper.end(members.remove(n), 137);
+                }
+            }
+            yield_now().await;
+        }
+    }
+
+    /// Everything that is under way ends, then the container does, and is deleted.
+    async fn finish(&self) {
+        for _ in 0..8 {
+            self.answer_all().await;
+            while !self.members.borrow().is_empty() {
+                self.end(0);
+            }
+        }
+        self.step(Step::Delete).await;
+        self.answer_all().await;
+    }
+
+    async fn answer_all(&self) {
+        for _ in 0..4 {
+            self.settle().await;
+            while !self.kernel.spawned.borrow().is_empty() {
+                self.answer(0, true);
+            }
+        }
+        self.settle().await;
+    }
+}
+
+/// What the events say, checked one by one as they were told.
+#[derive(Default)]
+struct Story {
+    created: bool,
+    started: bool,
+    init_exits: usize,
+    deleted: bool,
+    /// Of each exec: whether it was started, and how often it exited.
+    execs: BTreeMap<String, (bool, usize)>,
+}
+
+impl Story {
+    fn tell(&mut self, event: &Event) {
+        assert!(!self.deleted, "{event:?} after the deletion");
+        match event {
+            Event::Create { .. } => {
+                assert!(!self.created, "created twice");
+                self.created = true;
+            }
+            Event::Start { .. } => {
+                assert!(self.created && !self.started, "started out of order");
+                assert_eq!(self.init_exits, 0, "started after its exit");
+                self.started = true;
+            }
+            Event::ExecAdded { exec_id, .. } => {
+                assert!(self.created, "exec before the container");
+                self.execs.insert(exec_id.clone(), (false, 0));
+            }
+            Event::ExecStarted { exec_id, .. } => {
+                let exec = self.execs.get_mut(exec_id).expect("added before");
+                assert_eq!(*exec, (false, 0), "{exec_id} started out of order");
+                assert_eq!(self.init_exits, 0, "{exec_id} started after init's exit");
+                exec.0 = true;
+            }
+            Event::Exit { id, .. } if id == ID => {
+                assert!(self.created, "exit before create");
+                self.init_exits += 1;
+                let running = self.execs.values().find(|exec| exec.0 && exec.1 == 0);
+                assert_eq!(running, None, "init's exit before an exec's");
+            }
+            Event::Exit { id, .. } => {
+                let exec = self.execs.get_mut(id).expect("added before");
+                assert_eq!(*exec, (true, 0), "{id} exited out of order");
+                assert_eq!(self.init_exits, 0, "{id} exited after init");
+                exec.1 = 1;
+            }
+            Event::Delete { .. } => self.deleted = true,
+            Event::Paused { .. } | Event::Resumed { .. } => {
+                assert!(
+                    self.started && self.init_exits == 0,
+                    "{event:?} while not running"
+                );
+            }
+            Event::Oom { .. } | Event::Checkpointed { .. } => panic!("{event:?} of nothing"),
+        }
+    }
+
+    /// Nothing is left to be told.
+    fn end(&self) {
+        if !self.created {
+            return assert!(self.execs.is_empty());
+        }
+        assert_eq!(self.init_exits, 1, "init's exits");
+        assert!(self.deleted, "never deleted");
+        for (id, (started, exits)) in &self.execs {
+            assert_eq!(*exits, usize::from(*started), "exits of {id}");
+        }
+    }
+}
+
+fn play(steps: Vec<Step>) {
+    let world = World::new();
+    let local = LocalSet::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("an event loop");
+    local.block_on(&runtime, async {
+        world.create();
+        world.settle().await;
+        // Create succeeds: what fails before it is told nothing.
+        world.answer(0, true);
+        world.settle().await;
+        for step in steps {
+            world.step(step).await;
+        }
+        world.finish().await;
+        let mut story = Story::default();
+        for event in world.tasks.shared.events.told() {
+            story.tell(&event);
+        }
+        story.end();
+        for call in world.calls.take() {
+            assert!(call.is_finished(), "a call is never answered");
+            call.await.expect("no panic");
+        }
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn whatever_happens_when_events_keep_their_order(steps in steps()) {
+        play(steps);
+    }
+}

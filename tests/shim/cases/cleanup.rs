@@ -1,0 +1,143 @@
+//! Shims that die or are told to end, and `delete`, which cleans up after them.
+
+use std::fs;
+
+use containerd_shim_rs_v2::proto::task::DeleteResponse;
+use nix::sys::signal::Signal;
+
+use crate::harness::container::Container;
+use crate::harness::*;
+
+#[track_caller]
+fn assert_killed(answer: &DeleteResponse, pid: u32) {
+    assert_eq!((answer.pid, answer.exit_status), (pid, 137));
+    assert!(
+        answer.exited_at.seconds > 1_600_000_000,
+        "{:?}",
+        answer.exited_at
+    );
+}
+
+/// The shim crashes; `delete` leaves nothing of its container.
+#[track_caller]
+fn crash_and_delete(c: &Container) {
+    let pid = c.state().unwrap().pid;
+    c.kill_shim();
+    assert_killed(&c.daemon.delete(&c.container), pid);
+    c.assert_gone();
+    // Once more, as after a daemon's crash: to the same end.
+    assert_eq!(c.daemon.delete(&c.container).exit_status, 137);
+}
+
+cases! {
+    fn shim_crashes_with_a_running_container(d) {
+        crash_and_delete(&d.running("c"));
+    }
+
+    fn shim_crashes_with_a_created_container(d) {
+        crash_and_delete(&d.container("c", &["sleep", "inf"]).created());
+    }
+
+    fn shim_crashes_with_a_paused_container(d) {
+        let c = d.running("c");
+        c.pause().unwrap();
+        crash_and_delete(&c);
+    }
+
+    fn shim_crashes_with_a_stopped_container(d) {
+        let c = d.container("c", &["true"]).run();
+        c.exit_status();
+        crash_and_delete(&c);
+    }
+
+    fn shim_crashes_with_execs(d) {
+        let c = d.container("c", &["sleep", "inf"]).host_pids().run();
+        c.exec("e", &["sleep", "inf"]).unwrap().start().unwrap();
+        crash_and_delete(&c);
+    }
+
+    fn shim_of_a_pod_crashes(d) {
+        let a = d.container("a", &["sleep", "inf"]).group("pod").run();
+        let b = d.container("b", &["sleep", "inf"]).group("pod").run();
+        let pid = b.state().unwrap().pid;
+        a.kill_shim();
+        d.delete("a");
+        a.assert_gone();
+        assert_killed(&d.delete("b"), pid);
+        b.assert_gone();
+    }
+
+    fn delete_of_an_empty_bundle(d) {
+        d.container("c", &["true"]).bundle();
+        let output = d.delete_output("c");
+        assert_eq!((output.status, output.stderr_text().as_str()), (0, ""));
+        assert_killed(&d.delete("c"), 0);
+    }
+
+    fn delete_without_config_or_options(d) {
+        let c = d.container("c", &["sleep", "inf"]).raw_options(None).run();
+        let pid = c.state().unwrap().pid;
+        c.kill_shim();
+        for file in ["config.json", "options.json"] {
+            fs::remove_file(c.bundle.join(file)).unwrap();
+        }
+        assert_killed(&d.delete("c"), pid);
+        assert!(!std::path::Path::new("/run/containerd/runc").join(d.namespace).join("c").exists());
+        c.assert_gone();
+    }
+
+    fn delete_of_a_bundle_of_another_shim(d) {
+        let c = d.running("c");
+        let pid = c.state().unwrap().pid;
+        c.kill_shim();
+        // As containerd 1.6's shim writes it, with a field that is gone since.
+        let root = d.runtime_root();
+        let options = serde_json::json!({"binary_name": runtime(), "root": root.to_str().unwrap(), "criu_path": "criu"});
+        fs::write(c.bundle.join("options.json"), options.to_string()).unwrap();
+        fs::write(c.bundle.join("runtime"), runtime()).unwrap();
+        assert_killed(&d.delete("c"), pid);
+        c.assert_gone();
+    }
+
+    fn delete_after_a_delete_needs_no_runtime(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).run();
+        c.exit_status();
+        c.finish();
+        let before = runtime.calls();
+        d.delete("c");
+        assert_eq!(runtime.calls(), before);
+    }
+
+    fn terminated_shim_leaves_its_container_alone(d) {
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            let id = format!("c{}", signal as i32);
+            let c = d.running(&id);
+            let pid = c.state().unwrap().pid;
+            process::signal(c.shim_pid, signal);
+            assert_eq!(c.shim_exit(), 0);
+            assert!(process::alive(pid as i32), "the container died with its shim");
+            assert_killed(&d.delete(&id), pid);
+            c.assert_gone();
+        }
+    }
+
+    fn other_signals_do_not_end_the_shim(d) {
+        let c = d.running("c");
+        for signal in [Signal::SIGHUP, Signal::SIGPIPE, Signal::SIGCHLD] {
+            process::signal(c.shim_pid, signal);
+            c.state().unwrap();
+        }
+        c.end();
+        c.finish();
+    }
+
+    fn log_that_went_away_does_not_end_the_shim(d) {
+        let c = d.running("c");
+        d.stop_reading_logs();
+        let e = c.exec("e", &["no-such-program"]).unwrap();
+        assert!(e.start().is_err());
+        c.end();
+        c.finish();
+    }
+}

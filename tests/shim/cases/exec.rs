@@ -1,0 +1,307 @@
+//! Execs, and what is asked of processes: Exec, Wait, Kill, Pids.
+
+use std::time::Duration;
+
+use containerd_shim_rs_v2::proto::types::Status;
+use containerd_shim_rs_v2::proto::{Empty, Message, runc, task};
+use serde_json::json;
+
+use crate::harness::runtime::At;
+use crate::harness::task::Process;
+use crate::harness::*;
+
+/// A real-time signal, which has no name.
+const REAL_TIME: i32 = 37;
+
+#[track_caller]
+fn pids_of(p: &Process) -> Vec<(u32, String)> {
+    let exec = |info: &containerd_shim_rs_v2::proto::types::ProcessInfo| {
+        let Some(any) = info.info.as_ref() else {
+            return String::new();
+        };
+        assert_eq!(any.type_url, "containerd.runc.v1.ProcessDetails");
+        runc::ProcessDetails::parse_from_bytes(&any.value)
+            .unwrap()
+            .exec_id
+    };
+    p.pids()
+        .expect("Pids")
+        .iter()
+        .map(|info| (info.pid, exec(info)))
+        .collect()
+}
+
+cases! {
+    fn exec_id_is_unique_while_it_exists(d) {
+        let c = d.running("c");
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        c.exec("e", &["true"]).refused(Code::ALREADY_EXISTS, "id e: already exists");
+        let pid = e.start().unwrap();
+        c.exec("e", &["true"]).refused(Code::ALREADY_EXISTS, "id e: already exists");
+        assert_eq!(e.state().unwrap().pid, pid);
+        e.kill(9).unwrap();
+        assert_eq!(e.exit_status(), 137);
+        c.exec("e", &["true"]).refused(Code::ALREADY_EXISTS, "id e: already exists");
+        e.delete().unwrap();
+        c.exec("e", &["sh", "-c", "exit 3"]).unwrap().start().unwrap();
+        assert_eq!(e.exit_status(), 3);
+    }
+
+    fn exec_that_cannot_start_stays_created(d) {
+        let c = d.running("c");
+        let e = c.exec("e", &["no-such-program"]).unwrap();
+        let wait = e.wait_pending();
+        e.start().refused(Code::UNKNOWN, "OCI runtime exec failed: ");
+        // Whoever waited is told; nothing has run, so there is no exit.
+        wait.wait().unwrap();
+        let state = e.state().unwrap();
+        assert_eq!((state.pid, e.status()), (0, Status::CREATED));
+        e.delete().unwrap();
+        e.state().refused(Code::NOT_FOUND, "");
+        c.end();
+        assert_eq!(d.events.until("c", "exit"), ["create", "start", "exec-added e", "exit"]);
+        c.finish();
+    }
+
+    fn exec_spec_has_to_be_json(d) {
+        let c = d.running("c");
+        let message = c.exec_message("e", b"{\"args\": [".to_vec(), &Stdio::default());
+        assert!(c.exec_request(&message).is_err());
+        c.process("e").state().refused(Code::NOT_FOUND, "");
+        c.exec("e", &["true"]).unwrap();
+    }
+
+    fn exec_without_a_spec(d) {
+        let c = d.running("c");
+        let mut message = c.exec_message("e", Vec::new(), &Stdio::default());
+        message.spec = None.into();
+        c.exec_request(&message).refused(Code::INVALID_ARGUMENT, "");
+        assert_eq!(c.status(), Status::RUNNING);
+    }
+
+    fn exec_spec_is_passed_on_as_it_is(d) {
+        let fifos = d.fifos("e");
+        let c = d.running("c");
+        let mut process = bundle::process(&["sh", "-c", "id -u; echo $NAME"]);
+        process["user"]["uid"] = 1234.into();
+        process["env"] = json!(["PATH=/bin", "NAME=value"]);
+        process["fieldOfTheFuture"] = json!({"a": 1});
+        let message = c.exec_message("e", serde_json::to_vec(&process).unwrap(), &fifos.stdio);
+        c.exec_request(&message).unwrap();
+        c.process("e").start().unwrap();
+        assert_eq!(c.process("e").exit_status(), 0);
+        assert_eq!(fifos.stdout.end(), "1234\nvalue\n");
+    }
+
+    fn exec_with_a_capability_of_the_future(d) {
+        let c = d.running("c");
+        let mut process = bundle::process(&["true"]);
+        process["capabilities"]["bounding"] = json!(["CAP_KILL", "CAP_OF_THE_FUTURE"]);
+        let message = c.exec_message("e", serde_json::to_vec(&process).unwrap(), &Stdio::default());
+        c.exec_request(&message).unwrap();
+        c.process("e").start().unwrap();
+        assert_eq!(c.process("e").exit_status(), 0);
+    }
+
+    fn exec_in_a_created_container(d) {
+        let c = d.container("c", &["sleep", "inf"]).created();
+        let e = c.exec("e", &["sh", "-c", "exit 2"]).unwrap();
+        e.start().unwrap();
+        assert_eq!(e.exit_status(), 2);
+        assert_eq!(c.status(), Status::CREATED);
+        c.start().unwrap();
+        c.end();
+        c.finish();
+    }
+
+    fn exec_that_was_not_started_does_not_hold_inits_exit(d) {
+        let c = d.running("c");
+        c.exec("e", &["true"]).unwrap();
+        c.end();
+        d.events.get("c", "exit");
+        c.finish();
+    }
+
+    fn exec_is_not_started_after_inits_exit(d) {
+        let c = d.running("c");
+        let e = c.exec("e", &["true"]).unwrap();
+        c.end();
+        e.start().refused(Code::FAILED_PRECONDITION, "container c init process is not running: failed precondition");
+        c.finish();
+    }
+
+    fn init_that_dies_while_an_exec_is_started(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let mut held = runtime.hold("exec", At::Before);
+        let start = e.start_pending();
+        held.reached();
+        let wait = c.wait_pending();
+        c.kill(9).unwrap();
+        held.release();
+        start.wait().refused(Code::UNKNOWN, "OCI runtime exec failed");
+        assert_eq!(wait.wait().unwrap().exit_status, 137);
+        assert_eq!(d.events.until("c", "exit"), ["create", "start", "exec-added e", "exit"]);
+        c.finish();
+    }
+
+    fn exec_that_dies_while_the_runtime_starts_it(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        let e = c.exec("e", &["sh", "-c", "exit 6"]).unwrap();
+        let mut held = runtime.hold("exec", At::After);
+        let start = e.start_pending();
+        held.reached();
+        held.release();
+        start.wait().unwrap();
+        assert_eq!(e.exit_status(), 6);
+        let events = d.events.until("c", "exit e");
+        assert_eq!(events, ["create", "start", "exec-added e", "exec-started e", "exit e"]);
+    }
+
+    fn wait_answers_all_who_ask_before_and_after(d) {
+        let c = d.running("c");
+        let connections: Vec<_> = (0..5).map(|_| c.reconnect()).collect();
+        let early: Vec<_> = connections.iter().map(|other| c.over(other).wait_pending()).collect();
+        let gone = c.over(&c.reconnect()).wait_pending();
+        drop(gone);
+        c.end();
+        for wait in early {
+            assert_eq!(wait.wait().unwrap().exit_status, 137);
+        }
+        for other in &connections {
+            assert_eq!(c.over(other).exit_status(), 137);
+        }
+        c.finish();
+    }
+
+    fn wait_is_answered_though_delete_follows_at_once(d) {
+        let c = d.running("c");
+        let other = c.reconnect();
+        let waits: Vec<_> = (0..20).map(|_| c.over(&other).wait_pending()).collect();
+        c.kill(9).unwrap();
+        d.events.get("c", "exit");
+        c.delete().unwrap();
+        for wait in waits {
+            assert_eq!(wait.wait().unwrap().exit_status, 137);
+        }
+        c.shut_down();
+    }
+
+    fn wait_keeps_to_its_deadline(d) {
+        let c = d.running("c");
+        let wait = c.wait_within(Duration::from_millis(100));
+        wait.wait().refused(Code::DEADLINE_EXCEEDED, "");
+        let wait = c.wait_pending();
+        c.end();
+        assert_eq!(wait.wait().unwrap().exit_status, 137);
+    }
+
+    fn wait_for_a_client_that_left(d) {
+        let c = d.running("c");
+        for _ in 0..20 {
+            let other = c.reconnect();
+            let _waiting: wire::Pending<task::WaitResponse> = c.over(&other).wait_pending();
+            other.close();
+        }
+        assert_eq!(c.status(), Status::RUNNING);
+        c.end();
+        c.finish();
+    }
+
+    fn requests_do_not_queue_behind_each_other(d) {
+        let c = d.running("c");
+        let waits: Vec<_> = (0..10).map(|_| c.wait_pending()).collect();
+        assert_eq!(c.status(), Status::RUNNING);
+        assert!(waits.iter().all(|wait| !wait.answered()));
+        c.end();
+        for wait in waits {
+            wait.wait().unwrap();
+        }
+    }
+
+    fn real_time_signal_to_an_exec(d) {
+        let c = d.running("c");
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        e.start().unwrap();
+        e.kill(REAL_TIME).unwrap();
+        assert_eq!(e.exit_status(), 128 + REAL_TIME as u32);
+    }
+
+    fn real_time_signal_to_init(d) {
+        let c = d.container("c", &["sleep", "inf"]).host_pids().run();
+        c.kill(REAL_TIME).unwrap();
+        assert_eq!(c.exit_status(), 128 + REAL_TIME as u32);
+        c.finish();
+    }
+
+    fn signal_that_does_not_exist(d) {
+        let c = d.running("c");
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        e.start().unwrap();
+        assert!(c.kill(200).is_err());
+        assert!(e.kill(200).is_err());
+        assert_eq!(e.status(), Status::RUNNING);
+    }
+
+    fn kill_of_an_exec_leaves_init_alone(d) {
+        let c = d.running("c");
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        e.start().unwrap();
+        e.kill_all(9).unwrap();
+        assert_eq!(e.exit_status(), 137);
+        assert_eq!(c.status(), Status::RUNNING);
+    }
+
+    fn kill_all_reaches_every_process(d) {
+        let fifos = d.fifos("c");
+        let c = d.shell("c", "setsid sleep inf & echo up; exec sleep inf").host_pids();
+        let c = c.stdio(fifos.stdio.clone()).run();
+        fifos.stdout.wait_for("up");
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        e.start().unwrap();
+        c.kill_all(15).unwrap();
+        assert_eq!(c.exit_status(), 128 + 15);
+        assert_eq!(e.exit_status(), 128 + 15);
+        c.finish();
+    }
+
+    fn kill_does_not_reach_another_container_of_the_pod(d) {
+        let a = d.container("a", &["sleep", "inf"]).group("pod").run();
+        let b = d.container("b", &["sleep", "inf"]).group("pod").run();
+        a.kill_all(9).unwrap();
+        assert_eq!(a.exit_status(), 137);
+        assert_eq!(b.status(), Status::RUNNING);
+    }
+
+    fn pids_name_the_execs(d) {
+        let fifos = d.fifos("c");
+        let c = d.shell("c", "sleep inf & echo up; wait").stdio(fifos.stdio.clone()).run();
+        fifos.stdout.wait_for("up");
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let pid = e.start().unwrap();
+        let pids = pids_of(&c);
+        assert_eq!(pids.len(), 3, "{pids:?}");
+        assert!(pids.contains(&(c.state().unwrap().pid, String::new())), "{pids:?}");
+        assert!(pids.contains(&(pid, "e".into())), "{pids:?}");
+    }
+
+    fn pids_of_a_created_container(d) {
+        let c = d.container("c", &["sleep", "inf"]).created();
+        assert_eq!(pids_of(&c), [(c.state().unwrap().pid, String::new())]);
+    }
+
+    fn update_without_resources(d) {
+        let c = d.running("c");
+        c.update(None).refused(Code::INVALID_ARGUMENT, "");
+        assert_eq!(c.status(), Status::RUNNING);
+    }
+
+    fn update_with_broken_resources(d) {
+        let c = d.running("c");
+        let answer: Result<Empty, _> = c.update(Some("{\"memory\": "));
+        assert!(answer.is_err());
+        assert_eq!(c.status(), Status::RUNNING);
+    }
+}

@@ -1,0 +1,414 @@
+//! containerd, as a shim sees it: the directories, the events endpoint, the calls of
+//! the shim's binary, and the clean-up after it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use containerd_shim_rs_v2::proto::bootstrap::{BootstrapParams, BootstrapResult, Extension};
+use containerd_shim_rs_v2::proto::{Any, Message, runc, task};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::container::{Builder, Container};
+use super::events::Events;
+use super::process::{self, Output};
+use super::runtime::FakeRuntime;
+use super::stdio::Reader;
+use super::task::Api;
+use super::{runtime, shim_binary};
+
+/// How `start` is called and what it may answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// containerd 1.6: flags, `TTRPC_ADDRESS`, options on stdin; answer: an address.
+    V1_6,
+    /// 1.7 to 2.2: more environment; answer: an address, or JSON.
+    Legacy,
+    /// From 2.3 on: `BootstrapParams` on stdin, `BootstrapResult` as the answer.
+    Bootstrap,
+}
+
+/// All of them.
+pub const DIALECTS: [Dialect; 3] = [Dialect::V1_6, Dialect::Legacy, Dialect::Bootstrap];
+
+/// What a successful `start` answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    pub address: String,
+    /// 2 when the answer is a bare address.
+    pub version: i32,
+    pub form: Form,
+}
+
+/// The form of the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Plain,
+    Json,
+    Protobuf,
+}
+
+/// One daemon, with a state directory and sockets of its own.
+pub struct Daemon {
+    dir: TempDir,
+    pub api: Api,
+    pub events: Events,
+    /// The longest that anything may take.
+    pub patience: Duration,
+    pub namespace: &'static str,
+    bundles: Mutex<Vec<Kept>>,
+    /// Every address that a shim answered with.
+    addresses: Mutex<Vec<String>>,
+}
+
+/// What is to be torn down in the end.
+struct Kept {
+    id: String,
+    cgroup: String,
+    /// The shim's log, which has to be read lest the shim block.
+    log: Option<Reader>,
+}
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+impl Daemon {
+    pub fn new(api: Api, patience: Duration) -> Daemon {
+        process::adopt_orphans();
+        let dir = tempfile::Builder::new()
+            .prefix("shim-")
+            .tempdir()
+            .expect("a state directory");
+        let events = Events::listen(&dir.path().join("containerd.sock.ttrpc"), patience);
+        let (bundles, addresses) = Default::default();
+        let daemon = Daemon {
+            dir,
+            api,
+            events,
+            patience,
+            namespace: "tests",
+            bundles,
+            addresses,
+        };
+        fs::create_dir_all(daemon.bundles_dir()).expect("make the bundles' directory");
+        fs::create_dir(daemon.path("io")).expect("make the FIFOs' directory");
+        daemon
+    }
+
+    /// `name` in the daemon's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn bundles_dir(&self) -> PathBuf {
+        self.path("io.containerd.runtime.v2.task")
+            .join(self.namespace)
+    }
+
+    /// The daemon's gRPC address, an input of the sockets' names.
+    pub fn grpc_address(&self) -> String {
+        self.path("containerd.sock").to_str().unwrap().into()
+    }
+
+    /// The runtime's `--root` that the options ask for.
+    pub fn runtime_root(&self) -> PathBuf {
+        self.path("runtime-root")
+    }
+
+    /// The options every container gets unless its case says otherwise.
+    pub fn options(&self) -> runc::Options {
+        runc::Options {
+            binary_name: runtime().into(),
+            root: self.runtime_root().to_str().unwrap().into(),
+            ..Default::default()
+        }
+    }
+
+    /// A container to be, running `args`.
+    pub fn container(&self, id: &str, args: &[&str]) -> Builder<'_> {
+        Builder::new(self, id, args)
+    }
+
+    /// A container that runs a shell script.
+    pub fn shell(&self, id: &str, script: &str) -> Builder<'_> {
+        self.container(id, &["sh", "-c", script])
+    }
+
+    /// A running container that stays until it is killed.
+    pub fn running(&self, id: &str) -> Container<'_> {
+        self.container(id, &["sleep", "inf"]).run()
+    }
+
+    /// A runtime that misbehaves on demand.
+    pub fn fake_runtime(&self) -> FakeRuntime {
+        FakeRuntime::new(&self.path("fake-runtime"), runtime(), self.patience)
+    }
+
+    /// A cgroup path that no other test has.
+    pub fn new_cgroup(&self, id: &str) -> String {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        format!("/shim-test-{}-{number}-{id}", std::process::id())
+    }
+
+    /// Reads the log of the bundle of `id`, and remembers to tear it down.
+    pub fn keep(&self, id: &str, cgroup: &str) {
+        let log = self.bundles_dir().join(id).join("log");
+        let log = Reader::open_lasting(&log, self.patience);
+        let kept = Kept {
+            id: id.into(),
+            cgroup: cgroup.into(),
+            log: Some(log),
+        };
+        self.bundles.lock().unwrap().push(kept);
+    }
+
+    /// The shim's command line, in `bundle`, as every call of it begins.
+    pub fn command(&self, id: &str, bundle: &Path) -> Command {
+        let mut command = Command::new(shim_binary());
+        command
+            .args([
+                "-namespace",
+                self.namespace,
+                "-address",
+                &self.grpc_address(),
+            ])
+            .args(["-publish-binary", "/usr/bin/containerd", "-id", id])
+            .env("TTRPC_ADDRESS", self.events.path())
+            .env("GOMAXPROCS", "2")
+            .current_dir(bundle);
+        command
+    }
+
+    /// Runs `start`, as a daemon that speaks `dialect` does, with `options` for stdin.
+    #[track_caller]
+    pub fn start(&self, dialect: Dialect, id: &str, bundle: &Path, options: Option<Any>) -> Output {
+        let mut command = self.command(id, bundle);
+        if dialect != Dialect::V1_6 {
+            command
+                .env("MAX_SHIM_VERSION", "2")
+                .env("NAMESPACE", self.namespace);
+            command.env("GRPC_ADDRESS", self.grpc_address());
+        }
+        command.arg("start");
+        let stdin = match dialect {
+            Dialect::Bootstrap => self.bootstrap_params(id, options).write_to_bytes(),
+            _ => options.unwrap_or_default().write_to_bytes(),
+        };
+        process::run(&mut command, &stdin.unwrap(), self.patience)
+    }
+
+    fn bootstrap_params(&self, id: &str, options: Option<Any>) -> BootstrapParams {
+        let extension = |any| Extension {
+            value: Some(any).into(),
+            ..Default::default()
+        };
+        BootstrapParams {
+            instance_id: id.into(),
+            namespace: self.namespace.into(),
+            containerd_version: "2.3.0".into(),
+            containerd_ttrpc_address: self.events.path().to_str().unwrap().into(),
+            containerd_grpc_address: self.grpc_address(),
+            containerd_binary: "/usr/bin/containerd".into(),
+            extensions: options.into_iter().map(extension).collect(),
+            socket_dir: Some(self.path("s").to_str().unwrap().into()),
+            ..Default::default()
+        }
+    }
+
+    /// Reads the answer of a successful `start` as a daemon that speaks `dialect` does.
+    #[track_caller]
+    pub fn answer(&self, dialect: Dialect, output: &Output) -> Started {
+        let stderr = output.stderr_text();
+        assert_eq!(output.status, 0, "start failed: {stderr}");
+        // The daemon reads both as one.
+        assert_eq!(stderr, "", "start wrote to stderr");
+        let started = Self::decode(dialect, output);
+        assert!(
+            started.address.starts_with("unix://"),
+            "an address in {started:?}"
+        );
+        self.addresses.lock().unwrap().push(started.address.clone());
+        started
+    }
+
+    #[track_caller]
+    fn decode(dialect: Dialect, output: &Output) -> Started {
+        if dialect == Dialect::Bootstrap {
+            let result = BootstrapResult::parse_from_bytes(&output.stdout);
+            let result = result.expect("decode a BootstrapResult");
+            assert_eq!(result.protocol, "ttrpc");
+            let (address, version) = (result.address, result.version);
+            return Started {
+                address,
+                version,
+                form: Form::Protobuf,
+            };
+        }
+        let text = output.stdout_text().trim().to_string();
+        if !text.starts_with('{') {
+            return Started {
+                address: text,
+                version: 2,
+                form: Form::Plain,
+            };
+        }
+        let json: serde_json::Value = serde_json::from_str(&text).expect("decode JSON");
+        assert_eq!(json["protocol"], "ttrpc");
+        let address = json["address"].as_str().unwrap().into();
+        let version = json["version"].as_i64().unwrap() as i32;
+        Started {
+            address,
+            version,
+            form: Form::Json,
+        }
+    }
+
+    /// Runs `delete` for `id`: the output as it is.
+    #[track_caller]
+    pub fn delete_output(&self, id: &str) -> Output {
+        let bundle = self.bundles_dir().join(id);
+        let mut command = self.command(id, &bundle);
+        command.arg("-bundle").arg(&bundle).arg("delete");
+        process::run(&mut command, &[], self.patience)
+    }
+
+    /// Runs `delete` for `id`, which has to succeed.
+    #[track_caller]
+    pub fn delete(&self, id: &str) -> task::DeleteResponse {
+        let output = self.delete_output(id);
+        assert_eq!(output.status, 0, "delete failed: {}", output.stderr_text());
+        task::DeleteResponse::parse_from_bytes(&output.stdout).expect("decode a DeleteResponse")
+    }
+
+    /// What is there of container `id` though nothing should be.
+    pub fn leftovers(&self, id: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        let bundles = self.bundles.lock().unwrap();
+        let cgroups = bundles.iter().filter(|kept| kept.id == id);
+        for dir in cgroups.flat_map(|kept| cgroup_dirs(&kept.cgroup)) {
+            let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            let pids: Vec<&str> = pids.split_whitespace().collect();
+            found.push(format!("cgroup {} with processes {pids:?}", dir.display()));
+        }
+        let bundle = self.bundles_dir().join(id);
+        found.extend(
+            mounts_below(&bundle)
+                .iter()
+                .map(|m| format!("mount {}", m.display())),
+        );
+        let state = self.runtime_root().join(self.namespace).join(id);
+        if state.exists() {
+            found.push(format!("the runtime's state {}", state.display()));
+        }
+        found
+    }
+
+    /// As when containerd is away: nobody reads the shims' logs any more.
+    pub fn stop_reading_logs(&self) {
+        for kept in self.bundles.lock().unwrap().iter_mut() {
+            kept.log = None;
+        }
+    }
+
+    /// Waits until `holds`, which nothing announces: it is looked at again and again.
+    #[track_caller]
+    pub fn eventually(&self, what: &str, holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + self.patience;
+        while !holds() {
+            assert!(
+                Instant::now() < deadline,
+                "not within {:?}: {what}",
+                self.patience
+            );
+            // Nothing to wait for; only not to take the processor from who is to make it true.
+            let _ = nix::poll::poll(&mut [], 5_u16);
+        }
+    }
+
+    /// The processes of the shim's binary that are still there.
+    pub fn shims_alive(&self) -> Vec<i32> {
+        process::running(&self.grpc_address())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        for pid in self.shims_alive() {
+            process::signal(pid, Signal::SIGKILL);
+        }
+        for kept in self.bundles.lock().unwrap().drain(..) {
+            if failed {
+                let runtime = self.bundles_dir().join(&kept.id).join("log.json");
+                let runtime = fs::read_to_string(runtime).unwrap_or_default();
+                eprintln!(
+                    "log of {}:\n{}{runtime}",
+                    kept.id,
+                    kept.log.as_ref().map(Reader::text).unwrap_or_default()
+                );
+            }
+            tear_down(self, &kept.id, &kept.cgroup);
+        }
+        for address in self.addresses.lock().unwrap().iter() {
+            let _ = fs::remove_file(address.trim_start_matches("unix://"));
+        }
+    }
+}
+
+/// Removes what a failed test left, by the means of this harness and not of the shim's.
+fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
+    for dir in cgroup_dirs(cgroup) {
+        // A frozen process does not die.
+        let _ = fs::write(dir.join("freezer.state"), "THAWED");
+        for pid in fs::read_to_string(dir.join("cgroup.procs"))
+            .unwrap_or_default()
+            .lines()
+        {
+            process::signal(pid.parse().unwrap_or(i32::MAX), Signal::SIGKILL);
+        }
+    }
+    let root = daemon.runtime_root().join(daemon.namespace);
+    if root.join(id).exists() {
+        let mut command = Command::new(runtime());
+        command
+            .arg("--root")
+            .arg(root)
+            .args(["delete", "--force", id]);
+        let _ = process::run(&mut command, &[], daemon.patience);
+    }
+    for mount in mounts_below(&daemon.bundles_dir().join(id)).iter().rev() {
+        let _ = umount2(mount, MntFlags::MNT_DETACH);
+    }
+    for dir in cgroup_dirs(cgroup) {
+        let _ = fs::remove_dir(dir);
+    }
+}
+
+/// The directories of `cgroup`, in every hierarchy.
+pub fn cgroup_dirs(cgroup: &str) -> Vec<PathBuf> {
+    let base = Path::new("/sys/fs/cgroup");
+    let controllers = fs::read_dir(base)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path());
+    let candidates = controllers.chain([base.to_path_buf()]);
+    candidates
+        .map(|c| c.join(cgroup.trim_start_matches('/')))
+        .filter(|d| d.is_dir())
+        .collect()
+}
+
+/// The mount points at or below `dir`, in mounting order.
+pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
+    let points = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from);
+    points.filter(|point| point.starts_with(dir)).collect()
+}

@@ -1,0 +1,145 @@
+//! A harness that plays containerd against any shim's binary.
+//!
+//! Promises: everything waits for an event with a deadline that stands for "does not
+//! hang", and names what it waited for; whatever a test leaves is torn down, by means
+//! that do not need the shim; tests share nothing but the machine.
+//!
+//! - `SHIM_UNDER_TEST`: the binary (default: this crate's static release build);
+//! - `OCI_RUNTIME`: `runc` (default), `crun`, `youki`, given to the shim in the options;
+//! - `TASK_API`: `v2` or `v3` (default: each that the shim serves).
+
+pub mod bundle;
+pub mod container;
+pub mod daemon;
+pub mod events;
+pub mod process;
+pub mod runtime;
+pub mod stdio;
+pub mod task;
+pub mod wire;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use containerd_shim_rs_v2::proto::task::{ConnectRequest, ConnectResponse};
+
+pub use self::container::{Stdio, any};
+pub use self::daemon::{Daemon, Dialect};
+pub use self::task::Api;
+pub use self::wire::{Code, Refused};
+use crate::differences::{self, Shim};
+
+/// Long enough for a busy machine: passing it means "hangs".
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For what is expected to fail, which may mean to hang.
+const IMPATIENCE: Duration = Duration::from_secs(4);
+
+/// Declares cases: tests that get a [`Daemon`], run once per version of the Task service.
+macro_rules! cases {
+    ($($(#[$meta:meta])* fn $name:ident($daemon:ident) $body:block)*) => {
+        $($(#[$meta])* #[test] fn $name() {
+            $crate::harness::case(stringify!($name), |$daemon: &$crate::harness::Daemon| $body);
+        })*
+    };
+}
+pub(crate) use cases;
+
+/// Runs a case, and holds it against the table of differences.
+pub fn case(name: &str, body: impl Fn(&Daemon)) {
+    for &api in apis() {
+        let expected = differences::find(name, shim());
+        let patience = if expected.is_some() {
+            IMPATIENCE
+        } else {
+            PATIENCE
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| body(&Daemon::new(api, patience))));
+        match (outcome, expected) {
+            (Ok(()), Some(difference)) if !difference.sometimes => {
+                panic!(
+                    "passes with {api:?}, though the table of differences says: {}",
+                    difference.reason
+                )
+            }
+            (Err(failure), None) => {
+                eprintln!("case {name} failed with {api:?}");
+                resume_unwind(failure)
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The binary under test.
+pub fn shim_binary() -> &'static str {
+    static BINARY: OnceLock<String> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        const OURS: &str = "x86_64-unknown-linux-musl/release/containerd-shim-rs-v2";
+        let target = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .parent()
+            .unwrap();
+        let ours = || target.join(OURS).to_str().unwrap().into();
+        let binary = std::env::var("SHIM_UNDER_TEST").unwrap_or_else(|_| ours());
+        assert!(
+            std::path::Path::new(&binary).exists(),
+            "no shim at {binary}: build it, or set SHIM_UNDER_TEST"
+        );
+        assert!(nix::unistd::geteuid().is_root(), "these tests need root");
+        binary
+    })
+}
+
+/// The OCI runtime's name or path.
+pub fn runtime() -> &'static str {
+    static RUNTIME: OnceLock<String> = OnceLock::new();
+    RUNTIME.get_or_init(|| std::env::var("OCI_RUNTIME").unwrap_or("runc".into()))
+}
+
+/// Which shim is under test, by what `-v` says.
+pub fn shim() -> Shim {
+    static SHIM: OnceLock<Shim> = OnceLock::new();
+    *SHIM.get_or_init(|| {
+        let output = process::run(
+            std::process::Command::new(shim_binary()).arg("-v"),
+            &[],
+            PATIENCE,
+        );
+        let text = output.stdout_text();
+        match text {
+            _ if !text.contains("Go version") => Shim::Ours,
+            _ if text.contains(" v2.") || text.contains(" 2.") => Shim::Go2,
+            _ => Shim::Go1,
+        }
+    })
+}
+
+/// The versions of the Task service to test.
+fn apis() -> &'static [Api] {
+    static APIS: OnceLock<Vec<Api>> = OnceLock::new();
+    APIS.get_or_init(|| {
+        let wanted: &[Api] = match std::env::var("TASK_API").as_deref() {
+            Ok("v2") => &[Api::V2],
+            Ok("v3") => &[Api::V3],
+            _ => &[Api::V2, Api::V3],
+        };
+        wanted.iter().copied().filter(|&api| serves(api)).collect()
+    })
+}
+
+/// Whether the shim serves this version.
+fn serves(api: Api) -> bool {
+    let daemon = Daemon::new(api, PATIENCE);
+    let builder = daemon.container("probe", &["true"]);
+    let output = daemon.start(Dialect::Legacy, "probe", &builder.bundle(), None);
+    let started = daemon.answer(Dialect::Legacy, &output);
+    let connection = wire::Connection::open(&started.address, PATIENCE).expect("dial the shim");
+    let connect = |api: Api| {
+        let request = ConnectRequest {
+            id: "probe".into(),
+            ..Default::default()
+        };
+        connection.call::<ConnectResponse>(api.service(), "Connect", &request)
+    };
+    connect(api).is_ok()
+}

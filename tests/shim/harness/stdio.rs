@@ -1,0 +1,153 @@
+//! The client's ends of a process's stdio: FIFOs read and written as containerd's
+//! client does, without ever blocking a test for good.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+/// Makes a FIFO at `path`.
+pub fn make_fifo(path: &Path) {
+    mkfifo(path, Mode::from_bits_truncate(0o700))
+        .unwrap_or_else(|e| panic!("mkfifo {path:?}: {e}"));
+}
+
+/// A reader of a FIFO, which collects what comes.
+pub struct Reader {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    patience: Duration,
+    /// Dropped: the thread ends.
+    _stop: UnixStream,
+}
+
+#[derive(Default)]
+struct Shared {
+    seen: Mutex<Seen>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Seen {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Reader {
+    /// Reads `path` as a client: to the end of the stream.
+    pub fn open(path: &Path, patience: Duration) -> Reader {
+        Self::with(path, OpenOptions::new().read(true), patience)
+    }
+
+    /// Reads `path` as the daemon reads a shim's log: open for writing too, so that it never ends.
+    pub fn open_lasting(path: &Path, patience: Duration) -> Reader {
+        Self::with(path, OpenOptions::new().read(true).write(true), patience)
+    }
+
+    fn with(path: &Path, options: &mut OpenOptions, patience: Duration) -> Reader {
+        let file = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+        let file = file.unwrap_or_else(|e| panic!("open {path:?}: {e}"));
+        let (stop, stopped) = UnixStream::pair().expect("a socket pair");
+        let shared = Arc::new(Shared::default());
+        let mailbox = shared.clone();
+        std::thread::spawn(move || collect(file, &stopped, &mailbox));
+        Reader {
+            shared,
+            path: path.into(),
+            patience,
+            _stop: stop,
+        }
+    }
+
+    /// What came so far.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.shared.seen.lock().unwrap().bytes).into_owned()
+    }
+
+    /// Waits until what came contains `text`.
+    #[track_caller]
+    pub fn wait_for(&self, text: &str) {
+        self.wait(&format!("{text:?}"), |seen| {
+            String::from_utf8_lossy(&seen.bytes).contains(text)
+        });
+    }
+
+    /// Waits for the end of the stream: all that came.
+    #[track_caller]
+    pub fn end(&self) -> String {
+        String::from_utf8_lossy(&self.end_bytes()).into_owned()
+    }
+
+    /// As [`Reader::end`].
+    #[track_caller]
+    pub fn end_bytes(&self) -> Vec<u8> {
+        self.wait("end of stream", |seen| seen.ended);
+        std::mem::take(&mut self.shared.seen.lock().unwrap().bytes)
+    }
+
+    #[track_caller]
+    fn wait(&self, what: &str, done: impl Fn(&Seen) -> bool) {
+        let seen = self.shared.seen.lock().unwrap();
+        let wait = self
+            .shared
+            .news
+            .wait_timeout_while(seen, self.patience, |seen| !done(seen));
+        let (seen, timeout) = wait.unwrap();
+        let tail = &seen.bytes[seen.bytes.len().saturating_sub(200)..];
+        assert!(
+            !timeout.timed_out(),
+            "no {what} on {:?} within {:?}; {} bytes came, ending in {:?}",
+            self.path,
+            self.patience,
+            seen.bytes.len(),
+            String::from_utf8_lossy(tail)
+        );
+    }
+}
+
+fn collect(mut file: File, stopped: &UnixStream, shared: &Shared) {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let mut fds = [
+            PollFd::new(file.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
+        ];
+        if poll(&mut fds, PollTimeout::NONE).is_err() || fds[1].any() == Some(true) {
+            return;
+        }
+        let read = match file.read(&mut buffer) {
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(_) => 0,
+        };
+        let mut seen = shared.seen.lock().unwrap();
+        seen.bytes.extend(&buffer[..read]);
+        seen.ended = read == 0;
+        shared.news.notify_all();
+        if read == 0 {
+            return;
+        }
+    }
+}
+
+/// The write end of a FIFO that somebody reads already.
+#[track_caller]
+pub fn writer(path: &Path) -> File {
+    let mut options = OpenOptions::new();
+    let file = options
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path);
+    let file = file.unwrap_or_else(|e| panic!("open {path:?} for writing, nobody reads it: {e}"));
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(OFlag::empty())).expect("make it block");
+    file
+}

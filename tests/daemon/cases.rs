@@ -49,10 +49,14 @@ pub fn exit_by_signal(ctr: &Ctr) {
 }
 
 pub fn stdin_until_its_end(ctr: &Ctr) {
-    let mut running = Running::with_stdin(ctr.run_command(&["--rm"], "cat", &["cat"]));
+    let script = "echo ready; exec cat";
+    let command = ctr.run_command(&["--rm"], "cat", &["sh", "-c", script]);
+    let mut running = Running::with_stdin(command);
+    // `ctr run` passes an end on only once it has the answer to its Create.
+    running.until_output("ready\n");
     let data = "twelve bytes".repeat(20_000);
     running.write(data.as_bytes());
-    running.wait().expect(0, &data);
+    running.wait().expect(0, &format!("ready\n{data}"));
 }
 
 pub fn terminal(ctr: &Ctr) {
@@ -141,9 +145,12 @@ pub fn lifecycle(ctr: &Ctr) {
 }
 
 pub fn attach(ctr: &Ctr) {
-    ctr.detached("box", "read word; echo got $word; exit 4");
+    ctr.detached("box", "read word; echo got $word; read word; exit 4");
     let mut attached = Running::with_stdin(ctr.command(["task", "attach", "box"]));
     attached.write(b"it\n");
+    // `ctr attach` does not wait for output once the task has ended.
+    attached.until_output("got it\n");
+    attached.write(b"end\n");
     attached.wait_with_open_stdin().expect(4, "got it\n");
     ctr.call("task delete box");
     ctr.ok("container delete box");

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::world::{self, LIMIT};
@@ -42,8 +43,12 @@ pub struct Done {
 pub struct Running {
     line: String,
     stdin: Option<ChildStdin>,
+    stdout: Output,
     done: Receiver<Done>,
 }
+
+/// What has been printed so far.
+type Output = Arc<Mutex<Vec<u8>>>;
 
 impl Ctr {
     /// A `ctr` which names the runtime so.
@@ -175,10 +180,13 @@ impl Running {
             .spawn()
             .unwrap_or_else(|error| panic!("spawn {line}: {error}"));
         let stdin = child.stdin.take();
+        let stdout = Output::default();
+        let done = collect(child, stdout.clone());
         Self {
             line,
             stdin,
-            done: collect(child),
+            stdout,
+            done,
         }
     }
 
@@ -197,6 +205,12 @@ impl Running {
             .expect("write to ctr");
     }
 
+    /// Waits until `wanted` is part of its standard output.
+    pub fn until_output(&self, wanted: &str) {
+        let what = format!("{wanted:?} from {}", self.line);
+        world::until(&what, || text(&self.stdout).contains(wanted));
+    }
+
     /// Closes its standard input, and waits for its end.
     pub fn wait(mut self) -> Done {
         self.stdin = None;
@@ -211,29 +225,35 @@ impl Running {
 }
 
 /// Reads all of a child's output and waits for its end, on threads.
-fn collect(mut child: Child) -> Receiver<Done> {
+fn collect(mut child: Child, stdout: Output) -> Receiver<Done> {
     let (send, receive) = channel();
-    let (mut out, mut err) = (
-        child.stdout.take().expect("piped"),
-        child.stderr.take().expect("piped"),
-    );
+    let out = child.stdout.take().expect("piped");
+    let err = child.stderr.take().expect("piped");
     std::thread::spawn(move || {
-        let stderr = std::thread::spawn(move || text(&mut err));
-        let stdout = text(&mut out);
-        let stderr = stderr.join().expect("the reader of stderr");
-        let status = child.wait().expect("wait for ctr");
+        let stderr = Output::default();
+        let to = stderr.clone();
+        let reader = std::thread::spawn(move || read_all(err, &to));
+        read_all(out, &stdout);
+        reader.join().expect("the reader of stderr");
         let _ = send.send(Done {
-            status,
-            stdout,
-            stderr,
+            status: child.wait().expect("wait for ctr"),
+            stdout: text(&stdout),
+            stderr: text(&stderr),
         });
     });
     receive
 }
 
-fn text(from: &mut impl Read) -> String {
-    let mut bytes = Vec::new();
-    from.read_to_end(&mut bytes).expect("read ctr's output");
+fn read_all(mut from: impl Read, to: &Output) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let mut to = to.lock().expect("no panic while locked");
+        to.extend_from_slice(&buffer[..count]);
+    }
+}
+
+fn text(output: &Output) -> String {
+    let bytes = output.lock().expect("no panic while locked");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

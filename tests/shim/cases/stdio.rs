@@ -3,11 +3,9 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::harness::stdio::writer;
 use crate::harness::*;
 
 /// An executable logger at `name`: it takes stdout from descriptor 3, stderr from 4, and is ready when it closes 5.
@@ -94,12 +92,12 @@ cases! {
     fn stdin_ends_when_it_is_closed(d) {
         let fifos = d.fifos("c");
         let c = d.container("c", &["cat"]).stdio(fifos.stdio.clone()).run();
-        let mut stdin = writer(Path::new(&fifos.stdio.stdin));
+        let mut stdin = d.write(&fifos.stdio.stdin);
         stdin.write_all(b"first\n").unwrap();
         fifos.stdout.wait_for("first\n");
         drop(stdin);
         // The shim holds it open, for clients that come back.
-        let mut stdin = writer(Path::new(&fifos.stdio.stdin));
+        let mut stdin = d.write(&fifos.stdio.stdin);
         stdin.write_all(b"second\n").unwrap();
         fifos.stdout.wait_for("second\n");
         drop(stdin);
@@ -115,7 +113,7 @@ cases! {
         let fifos = d.fifos("e");
         let e = c.exec_with("e", &["cat"], &fifos.stdio).unwrap();
         e.start().unwrap();
-        let mut stdin = writer(Path::new(&fifos.stdio.stdin));
+        let mut stdin = d.write(&fifos.stdio.stdin);
         stdin.write_all(b"line\n").unwrap();
         drop(stdin);
         e.close_io().unwrap();
@@ -163,7 +161,7 @@ cases! {
         let fifos = d.fifos("c");
         let script = "while read line; do echo $line; done; exit 3";
         let c = d.shell("c", script).stdio(fifos.stdio.clone()).run();
-        let mut stdin = writer(Path::new(&fifos.stdio.stdin));
+        let mut stdin = d.write(&fifos.stdio.stdin);
         stdin.write_all(b"one\n").unwrap();
         fifos.stdout.wait_for("one\n");
         drop(fifos.stdout);
@@ -264,12 +262,12 @@ cases! {
         fifos.stdout.wait_for("/dev/pts/0\r\n");
         assert!(c.state().unwrap().terminal);
         assert_eq!(masters(&c), 1);
-        let mut stdin = writer(Path::new(&fifos.stdio.stdin));
+        let mut stdin = d.write(&fifos.stdio.stdin);
         stdin.write_all(b"line\n").unwrap();
         assert_eq!(c.exit_status(), 0);
         assert!(fifos.stdout.end().ends_with("got line\r\n"));
         c.delete().unwrap();
-        assert_eq!(masters(&c), 0);
+        d.eventually("no pty", || masters(&c) == 0);
         c.shut_down();
     }
 
@@ -280,7 +278,7 @@ cases! {
         c.start().unwrap();
         fifos.stdout.wait_for("30 100\r\n");
         c.resize(70, 20).unwrap();
-        writer(Path::new(&fifos.stdio.stdin)).write_all(b"\n").unwrap();
+        d.write(&fifos.stdio.stdin).write_all(b"\n").unwrap();
         fifos.stdout.wait_for("20 70\r\n");
         assert_eq!(c.exit_status(), 0);
         c.finish();
@@ -293,11 +291,11 @@ cases! {
         e.resize(1, 1).unwrap();
         e.start().unwrap();
         e.resize(90, 40).unwrap();
-        writer(Path::new(&fifos.stdio.stdin)).write_all(b"\n").unwrap();
+        d.write(&fifos.stdio.stdin).write_all(b"\n").unwrap();
         assert_eq!(e.exit_status(), 0);
         assert!(fifos.stdout.end().ends_with("40 90\r\n"));
         e.delete().unwrap();
-        assert_eq!(masters(&c), 0);
+        d.eventually("no pty", || masters(&c) == 0);
     }
 
     fn resize_without_a_terminal(d) {

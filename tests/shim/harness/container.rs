@@ -1,7 +1,7 @@
 //! A container of a test: a builder for its bundle and its requests, and the
 //! running thing, which is its own init [`Process`].
 
-use std::fs;
+use std::fs::{self, File};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::bundle;
 use super::daemon::{Daemon, Dialect, Started};
 use super::process;
-use super::stdio::{Reader, make_fifo};
+use super::stdio::{Reader, make_fifo, writer};
 use super::task::Process;
 use super::wire::{Connection, Failure, Pending};
 
@@ -386,6 +386,11 @@ impl Daemon {
     /// Reads a FIFO.
     pub fn read(&self, fifo: &str) -> Reader {
         Reader::open(Path::new(fifo), self.patience)
+    }
+
+    /// Writes to a FIFO.
+    pub fn write(&self, fifo: &str) -> File {
+        writer(Path::new(fifo), self.patience)
     }
 
     fn some_fifos(&self, name: &str, terminal: bool) -> Fifos {

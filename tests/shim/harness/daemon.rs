@@ -33,9 +33,6 @@ pub enum Dialect {
     Bootstrap,
 }
 
-/// All of them.
-pub const DIALECTS: [Dialect; 3] = [Dialect::V1_6, Dialect::Legacy, Dialect::Bootstrap];
-
 /// What a successful `start` answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
@@ -388,18 +385,16 @@ fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
     }
 }
 
-/// The directories of `cgroup`, in every hierarchy.
+/// The directories of `cgroup`, in every hierarchy that is mounted.
 pub fn cgroup_dirs(cgroup: &str) -> Vec<PathBuf> {
-    let base = Path::new("/sys/fs/cgroup");
-    let controllers = fs::read_dir(base)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.path());
-    let candidates = controllers.chain([base.to_path_buf()]);
-    candidates
-        .map(|c| c.join(cgroup.trim_start_matches('/')))
-        .filter(|d| d.is_dir())
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
+    let hierarchies = table.lines().filter(|line| line.contains(" - cgroup"));
+    let points = hierarchies
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(Path::new);
+    points
+        .map(|p| p.join(cgroup.trim_start_matches('/')))
+        .filter(|dir| dir.is_dir())
         .collect()
 }
 

@@ -105,12 +105,7 @@ pub fn shim() -> Shim {
             &[],
             PATIENCE,
         );
-        let text = output.stdout_text();
-        match text {
-            _ if !text.contains("Go version") => Shim::Ours,
-            _ if text.contains(" v2.") || text.contains(" 2.") => Shim::Go2,
-            _ => Shim::Go1,
-        }
+        Shim::of_version(&output.stdout_text())
     })
 }
 

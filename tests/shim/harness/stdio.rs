@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -139,15 +140,13 @@ fn collect(mut file: File, stopped: &UnixStream, shared: &Shared) {
     }
 }
 
-/// The write end of a FIFO that somebody reads already.
+/// The write end of a FIFO, once somebody reads it.
 #[track_caller]
-pub fn writer(path: &Path) -> File {
-    let mut options = OpenOptions::new();
-    let file = options
-        .write(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path);
-    let file = file.unwrap_or_else(|e| panic!("open {path:?} for writing, nobody reads it: {e}"));
-    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(OFlag::empty())).expect("make it block");
-    file
+pub fn writer(path: &Path, patience: Duration) -> File {
+    let (sender, opened) = channel();
+    let fifo = path.to_path_buf();
+    std::thread::spawn(move || sender.send(OpenOptions::new().write(true).open(fifo)));
+    let file = opened.recv_timeout(patience);
+    let file = file.unwrap_or_else(|_| panic!("nobody read {path:?} within {patience:?}"));
+    file.unwrap_or_else(|e| panic!("open {path:?} for writing: {e}"))
 }

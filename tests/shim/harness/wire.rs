@@ -202,21 +202,6 @@ impl Connection {
         self.send(service, method, message, self.patience).wait()
     }
 
-    /// Waits until the peer closes.
-    #[track_caller]
-    pub fn closed(&self) {
-        let mail = self.inbox.mail.lock().unwrap();
-        let waited = self
-            .inbox
-            .news
-            .wait_timeout_while(mail, self.patience, |mail| !mail.closed);
-        assert!(
-            !waited.unwrap().1.timed_out(),
-            "the connection was not closed within {:?}",
-            self.patience
-        );
-    }
-
     /// Closes, whatever is in flight.
     pub fn close(&self) {
         let _ = self.stream.lock().unwrap().shutdown(Shutdown::Both);

@@ -169,6 +169,8 @@ impl Terminal {
         {
             log::warn!("hang up terminal: {e}");
         }
+        // Processes that ignore it keep the terminal, but can write to it no more.
+        drain.exit();
         self.master.take();
     }
 

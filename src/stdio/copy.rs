@@ -146,7 +146,8 @@ pub(super) struct Drain {
 pub(super) struct Undrained(Rc<Drain>);
 
 impl Drain {
-    /// The process ended; only the first call counts. Returns when that was.
+    /// The process, or its terminal, ended; only the first call counts. Returns when
+    /// that was.
     pub(super) fn exit(&self) -> Instant {
         let at = self.exited.get().unwrap_or_else(Instant::now);
         self.exited.set(Some(at));

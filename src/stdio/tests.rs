@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use nix::fcntl::open as open_fd;
-use nix::pty::openpty;
+use nix::pty::{posix_openpt, unlockpt};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -543,26 +543,29 @@ fn a_reader_that_comes_back_after_the_drain_misses_nothing() {
 
 #[test]
 fn a_reader_that_was_away_at_the_end_gets_the_rest() {
-    serve(async |reaper| {
-        let client = Client::new();
-        let reader = client.reader("out");
-        let mut opened = open(&client.stdio("", "out", ""), &owner(&reaper))
-            .await
-            .unwrap();
-        let mut container = take(&mut opened, 1);
-        drop(reader);
-        container.write_all(b"last words").unwrap();
-        drop(container);
-        let streams = opened.start().await.unwrap();
-        streams.process_exited();
-        streams.drained().await;
-        // One that only looks in is no reader.
-        yield_now().await;
-        drop(client.reader("out"));
-        let path = client.path("out");
-        let words = blocking(move || fs::read_to_string(path).unwrap()).await;
-        assert_eq!(words, "last words");
-    });
+    alone(
+        "a_reader_that_was_away_at_the_end_gets_the_rest",
+        async |reaper| {
+            let client = Client::new();
+            let reader = client.reader("out");
+            let mut opened = open(&client.stdio("", "out", ""), &owner(&reaper))
+                .await
+                .unwrap();
+            let mut container = take(&mut opened, 1);
+            drop(reader);
+            container.write_all(b"last words").unwrap();
+            drop(container);
+            let streams = opened.start().await.unwrap();
+            streams.process_exited();
+            streams.drained().await;
+            // One that only looks in is no reader.
+            yield_now().await;
+            drop(client.reader("out"));
+            let path = client.path("out");
+            let words = blocking(move || fs::read_to_string(path).unwrap()).await;
+            assert_eq!(words, "last words");
+        },
+    );
 }
 
 #[test]
@@ -586,13 +589,18 @@ fn dropping_frees_every_descriptor() {
     });
 }
 
-/// A pty with a raw slave: what goes in comes out.
+/// A pty with a raw slave: what goes in comes out. `CLOEXEC` from the start: another
+/// test may be starting a process.
 fn raw_pty() -> (OwnedFd, File) {
-    let pty = openpty(None, None).unwrap();
-    let mut attributes = tcgetattr(&pty.slave).unwrap();
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = posix_openpt(flags).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = sys::tty::open_slave(master.as_fd()).unwrap();
+    fcntl(&slave, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    let mut attributes = tcgetattr(&slave).unwrap();
     cfmakeraw(&mut attributes);
-    tcsetattr(&pty.slave, SetArg::TCSANOW, &attributes).unwrap();
-    (pty.master, pty.slave.into())
+    tcsetattr(&slave, SetArg::TCSANOW, &attributes).unwrap();
+    (master.as_fd().try_clone_to_owned().unwrap(), slave.into())
 }
 
 /// Does what a runtime does with `--console-socket`.

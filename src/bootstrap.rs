@@ -413,9 +413,7 @@ mod tests {
 
     #[test]
     fn bad_input_is_refused() {
-        for (input, expected) in [
-            (&b"\xff\xfe\x01"[..], "decode standard input: "),
-        ] {
+        for (input, expected) in [(&b"\xff\xfe\x01"[..], "decode standard input: ")] {
             let error = Request::decode(&flags(), input).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
         }

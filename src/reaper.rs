@@ -69,7 +69,7 @@ pub struct Exited(oneshot::Receiver<Exit>);
 pub struct Learning(Rc<Ledger>);
 
 impl Reaper {
-    /// An empty ledger. Nothing is reaped but in [`Reaper::block_on`].
+    /// An empty ledger. Nothing is reaped before [`Reaper::start`].
     pub fn new() -> Self {
         Self::default()
     }
@@ -82,10 +82,16 @@ impl Reaper {
             .enable_all()
             .build()?;
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let children = signal(SignalKind::child())?;
-            tokio::task::spawn_local(self.clone().run(children));
+            self.start()?;
             Ok(work.await)
         })
+    }
+
+    /// Reaps from now on. Needs a tokio runtime and a `LocalSet`.
+    pub fn start(&self) -> io::Result<()> {
+        let children = signal(SignalKind::child())?;
+        tokio::task::spawn_local(self.clone().run(children));
+        Ok(())
     }
 
     /// Reaps, for ever.

@@ -31,7 +31,7 @@ fn serve<T>(work: impl AsyncFnOnce(Reaper) -> T) -> T {
     LocalSet::new().block_on(&runtime, async {
         let reaper = Reaper::new();
         if is_alone() {
-            spawn_local(reaper.clone().run(Reaper::listen().unwrap()));
+            reaper.start().unwrap();
         }
         work(reaper).await
     })

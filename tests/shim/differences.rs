@@ -36,16 +36,18 @@ impl Shim {
 pub struct Difference {
     case: &'static str,
     shims: &'static [Shim],
+    /// With this OCI runtime; empty: with any.
+    runtime: &'static str,
     /// It depends on the weather or on the machine: passing is no surprise.
     pub sometimes: bool,
     pub reason: &'static str,
 }
 
 /// The row for `case`, if there is one.
-pub fn find(case: &str, shim: Shim) -> Option<&'static Difference> {
+pub fn find(case: &str, shim: Shim, runtime: &str) -> Option<&'static Difference> {
     TABLE
         .iter()
-        .find(|row| row.case == case && row.shims.contains(&shim))
+        .find(|row| row.case == case && row.shims.contains(&shim) && runtime.ends_with(row.runtime))
 }
 
 /// These shims fail `case`.
@@ -53,6 +55,7 @@ const fn fails(shims: &'static [Shim], case: &'static str, reason: &'static str)
     Difference {
         case,
         shims,
+        runtime: "",
         sometimes: false,
         reason,
     }
@@ -61,10 +64,21 @@ const fn fails(shims: &'static [Shim], case: &'static str, reason: &'static str)
 /// These shims fail `case` now and then.
 const fn may_fail(shims: &'static [Shim], case: &'static str, reason: &'static str) -> Difference {
     Difference {
-        case,
-        shims,
         sometimes: true,
-        reason,
+        ..fails(shims, case, reason)
+    }
+}
+
+/// These shims fail `case` with `runtime`.
+const fn fails_with(
+    runtime: &'static str,
+    shims: &'static [Shim],
+    case: &'static str,
+    reason: &'static str,
+) -> Difference {
+    Difference {
+        runtime,
+        ..fails(shims, case, reason)
     }
 }
 
@@ -181,6 +195,12 @@ const TABLE: &[Difference] = &[
         GO,
         "runtimes_old_words_are_not_passed_on",
         "all calls share a log, read from its beginning",
+    ),
+    fails_with(
+        "crun",
+        GO,
+        "paused_container_can_be_killed",
+        "crun before 1.9 thaws no v1 cgroup on kill",
     ),
     // stdio
     fails(GO, "fifo_as_a_url", "Go opens the URL as if it were a path"),

@@ -383,6 +383,14 @@ fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
     for dir in cgroup_dirs(cgroup) {
         let _ = fs::remove_dir(dir);
     }
+    // crun makes plain directories where a hierarchy could be mounted and is not.
+    for place in fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let _ = fs::remove_dir_all(place.path().join(cgroup.trim_start_matches('/')));
+    }
 }
 
 /// The directories of `cgroup`, in every hierarchy that is mounted.

@@ -48,7 +48,7 @@ pub(crate) use cases;
 /// Runs a case, and holds it against the table of differences.
 pub fn case(name: &str, body: impl Fn(&Daemon)) {
     for &api in apis() {
-        let expected = differences::find(name, shim());
+        let expected = differences::find(name, shim(), runtime());
         let patience = if expected.is_some() {
             IMPATIENCE
         } else {

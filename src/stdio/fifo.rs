@@ -14,19 +14,23 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::read;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::copy::End;
 use crate::sys;
 
 /// Stack of the thread that waits for a reader; it makes a handful of calls.
 const STACK: usize = 64 << 10;
+
+/// How long a client may pause and still count as one that reads.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// The stdin a client writes to.
 #[derive(Debug)]
@@ -89,6 +93,25 @@ pub(super) async fn close(end: End) -> io::Result<()> {
         read(&opens, &mut [0; 4096])?;
     }
     Ok(())
+}
+
+/// Waits until a client has read all that `fd` holds, if that is a FIFO, as long as it
+/// goes on reading. False: it stopped.
+pub(super) async fn consumed(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let unread = || sys::fd::unread(fd).is_ok_and(|count| count > 0);
+    if !unread() {
+        return Ok(true);
+    }
+    let reads = End::source(sys::fd::reads_of(Path::new(&fd_path(fd)))?)?;
+    while unread() {
+        match timeout(PATIENCE, reads.readable()).await {
+            Ok(readable) => readable?,
+            Err(_) => return Ok(false),
+        };
+        // What the events say, the FIFO says better.
+        read(&reads, &mut [0; 4096])?;
+    }
+    Ok(true)
 }
 
 fn holds_unread(end: &End) -> bool {

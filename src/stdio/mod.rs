@@ -27,12 +27,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{self, Command};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid, fchown, pipe2};
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::task::{JoinHandle, spawn_local, yield_now};
 use tokio::time::{Instant, timeout_at};
 
 use self::console::{ConsoleSocket, Terminal};
@@ -41,6 +41,7 @@ use self::logger::Logger;
 use self::target::Target;
 use crate::error::{Context, Error, Kind, Result};
 use crate::reaper::Reaper;
+use crate::sys;
 
 /// How long opening may take: a reader to come to a FIFO, a logger to get ready.
 const OPENING: Duration = Duration::from_secs(30);
@@ -109,7 +110,16 @@ pub struct Streams {
     stdin_hold: RefCell<Option<OwnedFd>>,
     logger: Option<Logger>,
     drain: Rc<Drain>,
+    outputs: Vec<Flow>,
     _tasks: Vec<Task>,
+}
+
+/// An output that is being copied; its ends are the copier's.
+#[derive(Debug)]
+struct Flow {
+    /// The pipe it comes from; none: a terminal.
+    from: Option<Weak<End>>,
+    to: Weak<End>,
 }
 
 /// Opens what `stdio` names. Fails within 30 s when a FIFO has no reader, with
@@ -275,14 +285,18 @@ impl Opened {
             tasks.push(copy_input(from.read, to, terminal.clone(), &self.drain)?);
         }
         let master = terminal.as_ref().and_then(|terminal| terminal.master());
+        let mut outputs = Vec::new();
         for output in self.outputs {
-            tasks.push(copy_output(output, master.clone(), &self.drain)?);
+            let (flow, task) = copy_output(output, master.clone(), &self.drain)?;
+            outputs.push(flow);
+            tasks.push(task);
         }
         Ok(Streams {
             terminal,
             stdin_hold: RefCell::new(stdin_hold),
             logger: self.logger,
             drain: self.drain,
+            outputs,
             _tasks: tasks,
         })
     }
@@ -317,12 +331,17 @@ fn copy_input(
 }
 
 /// Starts copying one output.
-fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Result<Task> {
+fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Result<(Flow, Task)> {
     let Output { name, from, to } = output;
     let sink = to.clone();
+    let mut flow = Flow {
+        from: None,
+        to: Rc::downgrade(&to),
+    };
     let copy = match (from, master) {
         (Some(pipe), _) => {
             let from = Rc::new(End::source(pipe).context(|| format!("watch {name}"))?);
+            flow.from = Some(Rc::downgrade(&from));
             Copy::new(from, sink, Until::Drained(drain.clone()), name.into())
         }
         (None, Some(master)) => {
@@ -336,16 +355,58 @@ fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Re
         }
     };
     let undrained = drain.output();
-    Ok(Task::spawn(async move {
+    let task = Task::spawn(async move {
         copy.run().await;
         drop(undrained);
+        // Open as long as it is being read, so that `Flow::consumed` sees it.
+        if to.is_pipe()
+            && let Err(e) = fifo::consumed(to.as_fd()).await
+        {
+            log::debug!("wait for the reader of {name}: {e}");
+        }
         // Of two that share a sink, the last closes it.
         if let Some(sink) = Rc::into_inner(to)
             && let Err(e) = fifo::close(sink).await
         {
             log::warn!("close {name}: {e}");
         }
-    }))
+    });
+    Ok((flow, task))
+}
+
+impl Flow {
+    /// Waits until the client has read all there is now, or has stopped reading.
+    async fn consumed(&self) -> io::Result<()> {
+        loop {
+            let Some(to) = self.to.upgrade() else {
+                return Ok(());
+            };
+            // A copy, so that the copier's is the last of its own.
+            let fifo = match to.is_pipe() {
+                true => Some(to.as_fd().try_clone_to_owned()?),
+                false => None,
+            };
+            drop(to);
+            if let Some(fifo) = fifo
+                && !fifo::consumed(fifo.as_fd()).await?
+            {
+                return Ok(());
+            }
+            let from = match &self.from {
+                Some(from) => from.upgrade(),
+                None => self.to.upgrade(),
+            };
+            match from {
+                None => return Ok(()),
+                // Somebody else may keep a pipe open; a terminal ends with its process.
+                Some(from) if self.from.is_some() && sys::fd::unread(from.as_fd())? == 0 => {
+                    return Ok(());
+                }
+                // The copier is about to move it.
+                Some(_) => yield_now().await,
+            }
+        }
+    }
 }
 
 impl Streams {
@@ -374,6 +435,19 @@ impl Streams {
             terminal.release();
         }
         self.drain.exit();
+    }
+
+    /// Waits until the client has read what the process, which has ended, has written,
+    /// as long as it goes on reading, 10 s at most. Clients close their ends as soon as
+    /// they hear of the exit.
+    pub async fn consumed(&self) {
+        let ended = self.drain.exit();
+        for output in &self.outputs {
+            match timeout_at(ended + DRAIN, output.consumed()).await {
+                Ok(consumed) => consumed.unwrap_or_else(|e| log::debug!("wait for a reader: {e}")),
+                Err(_) => return,
+            }
+        }
     }
 
     /// Waits until all output was moved, or the drain's clock ran out. The clock of a

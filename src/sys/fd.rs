@@ -110,6 +110,15 @@ pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (Owned
 /// A descriptor that becomes readable whenever somebody opens `path` (inotify(7));
 /// non-blocking. Reading takes the events away.
 pub fn opens_of(path: &Path) -> io::Result<OwnedFd> {
+    events_of(path, libc::IN_OPEN)
+}
+
+/// As [`opens_of`], whenever somebody reads from `path`.
+pub fn reads_of(path: &Path) -> io::Result<OwnedFd> {
+    events_of(path, libc::IN_ACCESS)
+}
+
+fn events_of(path: &Path, events: u32) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the call takes flags and returns a new descriptor or -1.
     let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
@@ -119,7 +128,7 @@ pub fn opens_of(path: &Path) -> io::Result<OwnedFd> {
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: `path` is a string that ends with NUL and outlives the call.
-    if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), libc::IN_OPEN) } < 0 {
+    if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), events) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(fd)

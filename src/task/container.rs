@@ -408,6 +408,7 @@ impl Container {
         let container = self.clone();
         spawn_local(async move {
             let exit = exited.await;
+            exec.process.output_consumed().await;
             // An exit is allowed in every state.
             let _ = exec.step(ExecOp::Exited);
             exec.process.exited(exit);
@@ -444,6 +445,7 @@ impl Container {
             let killed = timeout(KILL_TIMEOUT, self.kill_all(SIGKILL)).await;
             log::debug!("kill what is left of {}: {killed:?}", self.init.id);
         }
+        self.init.output_consumed().await;
         self.release();
     }
 

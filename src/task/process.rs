@@ -117,12 +117,18 @@ impl Process {
         self.exit.get()
     }
 
-    /// It ended: its output's drain begins and its waiters go on.
-    pub fn exited(&self, exit: Exit) {
-        self.exit.set(Some(exit));
+    /// It has ended, which is not told yet: waits until its client has read its output,
+    /// as long as that reads.
+    pub async fn output_consumed(&self) {
         if let Some(streams) = self.streams() {
             streams.process_exited();
+            streams.consumed().await;
         }
+    }
+
+    /// It ended: its waiters go on.
+    pub fn exited(&self, exit: Exit) {
+        self.exit.set(Some(exit));
         self.give_up();
     }
 

@@ -199,10 +199,36 @@ const TABLE: &[Difference] = &[
     fails_with(
         "crun",
         GO,
+        "container_is_restored_when_it_is_started",
+        "Go does not take crun's words for a container that does not exist",
+    ),
+    fails_with(
+        "crun",
+        GO,
         "paused_container_can_be_killed",
         "crun before 1.9 thaws no v1 cgroup on kill",
     ),
+    fails(
+        GO,
+        "runtimes_words_are_found_among_garbage",
+        "one line that is no JSON hides all others",
+    ),
+    fails(
+        GO,
+        "youkis_words_are_found",
+        "Go knows no other keys and no capitals",
+    ),
+    fails(
+        GO,
+        "questions_and_signals_need_no_runtime",
+        "Go runs `ps` for Pids and `kill` for a signal",
+    ),
     // stdio
+    fails(
+        GO,
+        "logger_that_ends_before_it_is_ready",
+        "binary-v2 came with 2.3",
+    ),
     fails(GO, "fifo_as_a_url", "Go opens the URL as if it were a path"),
     fails(GO, "stdout_alone", "Go opens the empty path"),
     fails(GO, "stderr_alone", "Go opens the empty path"),
@@ -215,6 +241,11 @@ const TABLE: &[Difference] = &[
     may_fail(GO, "terminal_of_an_exec", GC),
     may_fail(GO, "failed_execs_leave_no_descriptor", GC),
     // events
+    may_fail(
+        GO,
+        "events_are_delivered_before_the_shim_ends",
+        "Go's shim may end with its last event in the queue",
+    ),
     fails(
         GO,
         "containerd_is_away_for_long",

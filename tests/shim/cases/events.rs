@@ -50,8 +50,9 @@ cases! {
         d.events.restart();
         run_exec(&c, "e1");
         c.end();
-        c.finish();
+        c.delete().unwrap();
         assert_complete(d, 2);
+        c.shut_down();
     }
 
     fn containerd_restarts_while_nothing_happens(d) {
@@ -61,8 +62,9 @@ cases! {
         d.events.restart();
         run_exec(&c, "e0");
         c.end();
-        c.finish();
+        c.delete().unwrap();
         assert_complete(d, 1);
+        c.shut_down();
     }
 
     fn containerd_is_away_for_long(d) {
@@ -91,8 +93,9 @@ cases! {
         d.events.set_mood(Mood::Take);
         d.events.restart();
         c.end();
-        c.finish();
+        c.delete().unwrap();
         assert_complete(d, 1);
+        c.shut_down();
     }
 
     fn containerd_refuses_for_a_while(d) {
@@ -103,8 +106,9 @@ cases! {
         d.events.wait_attempts(3);
         d.events.set_mood(Mood::Take);
         c.end();
-        c.finish();
+        c.delete().unwrap();
         assert_complete(d, 1);
+        c.shut_down();
     }
 
     fn containerd_is_away_when_the_shim_starts(d) {

@@ -58,6 +58,89 @@ cases! {
         assert_not_created(d, &c);
     }
 
+    fn runtimes_words_are_found_among_others(d) {
+        let runtime = d.fake_runtime();
+        let log = concat!(
+            "{\"level\":\"warning\",\"msg\":\"a warning\"}\n",
+            "{\"level\":\"error\",\"msg\":\"the moon is full\"}\n",
+            "{\"level\":\"info\",\"msg\":\"a remark\"}\n",
+        );
+        runtime.fail_with_log("create", log);
+        let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
+        c.create().refused(Code::UNKNOWN, "OCI runtime create failed: the moon is full");
+    }
+
+    fn runtimes_words_are_found_among_garbage(d) {
+        let runtime = d.fake_runtime();
+        let log = "ge of an older, longer line\"}\n{\"level\":\"error\",\"msg\":\"the moon is full\"}\nrest";
+        runtime.fail_with_log("create", log);
+        let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
+        c.create().refused(Code::UNKNOWN, "the moon is full");
+    }
+
+    fn youkis_words_are_found(d) {
+        let runtime = d.fake_runtime();
+        let log = r#"{"timestamp":"2024-01-01T00:00:00Z","level":"ERROR","message":"the moon is full"}"#;
+        runtime.fail_with_log("create", log);
+        let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
+        c.create().refused(Code::UNKNOWN, "the moon is full");
+    }
+
+    fn questions_and_signals_need_no_runtime(d) {
+        let runtime = d.fake_runtime();
+        let c = container(d, &runtime, "c").host_pids().run();
+        let before = runtime.calls();
+        assert_answers(&c, Status::RUNNING);
+        c.kill(18).unwrap();
+        assert_eq!(runtime.calls(), before);
+        c.end();
+        c.finish();
+    }
+
+    fn update_is_the_runtimes_business(d) {
+        let runtime = d.fake_runtime();
+        let c = container(d, &runtime, "c").run();
+        c.update(Some(r#"{"pids": {"limit": 77}}"#)).unwrap();
+        assert!(runtime.calls().contains(&"update".to_string()), "{:?}", runtime.calls());
+    }
+
+    fn runtime_fails_to_checkpoint(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        runtime.fail("checkpoint", "not today");
+        c.checkpoint(d.path("image").to_str().unwrap()).refused(Code::UNKNOWN, "");
+        assert_eq!(c.status(), Status::RUNNING);
+        c.end();
+        c.finish();
+    }
+
+    fn container_is_restored_when_it_is_started(d) {
+        let runtime = d.fake_runtime();
+        runtime.fail("restore", "not today");
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).shim();
+        let mut request = c.create_request();
+        request.checkpoint = d.path("image").to_str().unwrap().into();
+        let created: containerd_shim_rs_v2::proto::task::CreateTaskResponse = c.call("Create", &request).unwrap();
+        assert_eq!(created.pid, 0);
+        assert_eq!(c.status(), Status::CREATED);
+        assert_eq!(d.events.get("c", "create").pid, 0);
+        assert!(!runtime.calls().contains(&"create".to_string()));
+        assert!(c.exec("e", &["true"]).is_err());
+        c.start().refused(Code::UNKNOWN, "");
+        assert!(runtime.calls().contains(&"restore".to_string()), "{:?}", runtime.calls());
+        assert_eq!(c.status(), Status::CREATED);
+        c.finish();
+    }
+
+    fn container_with_a_capability_of_the_future(d) {
+        let c = d.container("c", &["true"]).spec(|spec| {
+            spec["process"]["capabilities"]["bounding"] = serde_json::json!(["CAP_KILL", "CAP_OF_THE_FUTURE"]);
+        });
+        let c = c.run();
+        assert_eq!(c.exit_status(), 0);
+        c.finish();
+    }
+
     fn runtimes_old_words_are_not_passed_on(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
@@ -171,6 +254,7 @@ cases! {
         for failure in answers.into_iter().filter_map(Result::err) {
             assert_eq!(failure.code, Code::NOT_FOUND, "{failure:?}");
         }
+        d.events.get("c", "delete");
         c.shut_down();
         assert_eq!(d.events.of("c").iter().filter(|e| e.kind == "delete").count(), 1);
     }

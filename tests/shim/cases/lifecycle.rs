@@ -35,8 +35,9 @@ cases! {
     fn exit_code_is_reported(d) {
         let c = d.shell("c", "exit 7").run();
         assert_eq!(c.exit_status(), 7);
-        c.finish();
+        c.delete().unwrap();
         assert_eq!(d.events.until("c", "delete"), ["create", "start", "exit", "delete"]);
+        c.shut_down();
     }
 
     fn signal_is_reported_as_128_and_its_number(d) {
@@ -101,8 +102,8 @@ cases! {
         let c = d.container("c", &["sleep", "inf"]).created();
         c.delete().unwrap();
         c.state().refused(Code::NOT_FOUND, "container not created");
-        c.shut_down();
         d.events.get("c", "delete");
+        c.shut_down();
     }
 
     fn events_have_the_daemons_types(d) {

@@ -228,6 +228,15 @@ cases! {
         assert_eq!(fs::read_to_string(log).unwrap(), "out\n");
     }
 
+    fn logger_that_ends_before_it_is_ready(d) {
+        let uri = format!("binary-v2://{}", logger(d, "logger", "exit 1"));
+        let stdio = Stdio { stdout: uri.clone(), stderr: uri, ..Default::default() };
+        let c = d.container("c", &["true"]).stdio(stdio).shim();
+        c.create().refused(Code::UNKNOWN, "logging binary did not call ready");
+        c.assert_gone();
+        c.shut_down();
+    }
+
     fn logger_that_is_not_there(d) {
         let uri = "binary:///no/such/logger".to_string();
         let stdio = Stdio { stdout: uri.clone(), stderr: uri, ..Default::default() };

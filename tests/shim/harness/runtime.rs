@@ -58,6 +58,12 @@ impl FakeRuntime {
         fs::write(self.dir.join(format!("{verb}.fail")), message).expect("order a failure");
     }
 
+    /// From now on `verb` fails, and appends `text` to the log as it is.
+    pub fn fail_with_log(&self, verb: &str, text: &str) {
+        self.fail(verb, "");
+        fs::write(self.dir.join(format!("{verb}.log")), text).expect("order a log");
+    }
+
     /// The next `verb` blocks, until the result is released or dropped.
     pub fn hold(&self, verb: &str, at: At) -> Held {
         let fifo = self.dir.join(format!("{verb}.{at:?}"));
@@ -125,6 +131,7 @@ while [ $# -gt 0 ]; do
 done
 echo $verb >> $dir/calls
 if [ -p $dir/$verb.Before ]; then read x < $dir/$verb.Before; fi
+if [ -e $dir/$verb.log ]; then cat $dir/$verb.log >> $log; fi
 if [ -e $dir/$verb.fail ]; then
   [ -s $dir/$verb.fail ] || exit 1
   echo "{\"level\":\"error\",\"msg\":\"$(cat $dir/$verb.fail)\",\"time\":\"2024-01-01T00:00:00Z\"}" >> $log

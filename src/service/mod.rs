@@ -17,6 +17,7 @@ use tokio::task::spawn_local;
 
 use crate::error::{Error, Kind, Result};
 use crate::proto::{Empty, Message, task};
+use crate::sys;
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Server};
 
@@ -118,7 +119,14 @@ impl Service {
     async fn start(self: Rc<Self>, request: task::StartRequest) -> Result<task::StartResponse> {
         let container = self.tasks.find(&request.id)?;
         let pid = match request.exec_id.as_str() {
-            "" => container.start().await?,
+            "" => {
+                let pid = container.start().await?;
+                // It may be long before anything is asked again.
+                if let Err(error) = sys::memory::release_code() {
+                    log::debug!("release the code's memory: {error}");
+                }
+                pid
+            }
             exec_id => container.start_exec(exec_id).await?,
         };
         Ok(task::StartResponse {

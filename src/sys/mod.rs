@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod fd;
+pub mod memory;
 pub mod mount;
 pub mod process;
-pub mod signal;
 pub mod tty;

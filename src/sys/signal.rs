@@ -1,1 +1,0 @@
-//! stub: filled by whoever first needs it, else deleted

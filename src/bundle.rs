@@ -242,6 +242,14 @@ mod tests {
         bundle.spec()
     }
 
+    /// What we read of a spec is where the specification has it.
+    #[test]
+    fn a_spec_by_the_specification() {
+        let spec = oci_spec::runtime::Spec::default();
+        let spec: Spec = serde_json::from_value(serde_json::to_value(spec).unwrap()).unwrap();
+        assert!(spec.has_private_pid_namespace());
+    }
+
     #[test]
     fn spec_tolerates_null_and_unknown_fields() {
         let json = r#"{"ociVersion":"9","annotations":{"a":"b"},"vm":{"x":[1]},

@@ -34,11 +34,10 @@ fn assert_complete(d: &Daemon, execs: usize) {
     d.events.wait_for("delete", |events| {
         events.iter().find(|e| e.kind == "delete").cloned()
     });
-    let events = d.events.of("c");
-    assert_eq!(
-        events.iter().map(events::Event::short).collect::<Vec<_>>(),
-        expected
-    );
+    let mut events: Vec<String> = d.events.of("c").iter().map(events::Event::short).collect();
+    // An event is sent again when the connection ended before its answer.
+    events.dedup();
+    assert_eq!(events, expected);
 }
 
 cases! {

@@ -13,6 +13,9 @@ use crate::harness::*;
 /// A real-time signal, which has no name.
 const REAL_TIME: i32 = 37;
 
+/// Says when it runs: before that the process is still the runtime, which swallows such signals.
+const UP: &str = "echo up; exec sleep inf";
+
 #[track_caller]
 fn pids_of(p: &Process) -> Vec<(u32, String)> {
     let exec = |info: &containerd_shim_rs_v2::proto::types::ProcessInfo| {
@@ -222,15 +225,19 @@ cases! {
     }
 
     fn real_time_signal_to_an_exec(d) {
+        let fifos = d.fifos("e");
         let c = d.running("c");
-        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let e = c.exec_with("e", &["sh", "-c", UP], &fifos.stdio).unwrap();
         e.start().unwrap();
+        fifos.stdout.wait_for("up");
         e.kill(REAL_TIME).unwrap();
         assert_eq!(e.exit_status(), 128 + REAL_TIME as u32);
     }
 
     fn real_time_signal_to_init(d) {
-        let c = d.container("c", &["sleep", "inf"]).host_pids().run();
+        let fifos = d.fifos("c");
+        let c = d.shell("c", UP).host_pids().stdio(fifos.stdio.clone()).run();
+        fifos.stdout.wait_for("up");
         c.kill(REAL_TIME).unwrap();
         assert_eq!(c.exit_status(), 128 + REAL_TIME as u32);
         c.finish();

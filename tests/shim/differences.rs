@@ -266,3 +266,20 @@ const TABLE: &[Difference] = &[
         "Go's threads stay",
     ),
 ];
+
+/// A row for a case that is gone would never be missed.
+#[test]
+fn every_row_is_of_a_case() {
+    let cases = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim/cases");
+    let files = std::fs::read_dir(cases).expect("list the cases").flatten();
+    let text: String = files
+        .map(|file| std::fs::read_to_string(file.path()).unwrap())
+        .collect();
+    for row in TABLE {
+        assert!(
+            text.contains(&format!("fn {}(d)", row.case)),
+            "no case {}",
+            row.case
+        );
+    }
+}

@@ -82,7 +82,7 @@ cases! {
             fs::remove_file(c.bundle.join(file)).unwrap();
         }
         assert_killed(&d.delete("c"), pid);
-        assert!(!std::path::Path::new("/run/containerd/runc").join(d.namespace).join("c").exists());
+        assert!(!std::path::Path::new("/run/containerd/runc").join(&d.namespace).join("c").exists());
         c.assert_gone();
     }
 

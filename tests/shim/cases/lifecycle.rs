@@ -252,7 +252,7 @@ cases! {
         let answer = c.connect().unwrap();
         assert_eq!((answer.shim_pid as i32, answer.task_pid), (c.shim_pid, pid));
         let command = fs::read(format!("/proc/{}/cmdline", c.shim_pid)).unwrap();
-        assert!(String::from_utf8_lossy(&command).contains("-namespace\0tests\0-id\0c\0"));
+        assert!(String::from_utf8_lossy(&command).contains(&format!("-namespace\0{}\0-id\0c\0", d.namespace)));
     }
 
     fn shutdown_with_a_container_left_is_nothing(d) {
@@ -292,7 +292,7 @@ cases! {
         // By value and by absence: the default root, the default runtime.
         for (id, options) in [("c1", None), ("c2", Some(any("containerd.runc.v1.Options", &runc::Options::new())))] {
             let c = d.container(id, &["true"]).raw_options(options).run();
-            assert!(std::path::Path::new("/run/containerd/runc").join(d.namespace).join(id).exists());
+            assert!(std::path::Path::new("/run/containerd/runc").join(&d.namespace).join(id).exists());
             assert_eq!(c.exit_status(), 0);
             c.finish();
         }
@@ -302,7 +302,7 @@ cases! {
         let options = Some(any("types.containerd.io/containerd.runc.v1.Options", &d.options()));
         let c = d.container("c", &["true"]).raw_options(options).run();
         assert_eq!(c.exit_status(), 0);
-        assert!(!std::path::Path::new("/run/containerd/runc").join(d.namespace).join("c").exists());
+        assert!(!std::path::Path::new("/run/containerd/runc").join(&d.namespace).join("c").exists());
         c.finish();
     }
 
@@ -315,7 +315,7 @@ cases! {
         };
         let options = Some(any("runtimeoptions.v1.Options", &options));
         let c = d.container("c", &["sleep", "inf"]).raw_options(options).run();
-        assert!(d.runtime_root().join(d.namespace).join("c").exists());
+        assert!(d.runtime_root().join(&d.namespace).join("c").exists());
         c.end();
         c.finish();
     }

@@ -224,7 +224,7 @@ cases! {
         let c = d.shell("c", "echo out").stdio(stdio).run();
         assert_eq!(c.exit_status(), 0);
         c.finish();
-        assert_eq!(fs::read_to_string(env).unwrap(), "c tests key value\n");
+        assert_eq!(fs::read_to_string(env).unwrap(), format!("c {} key value\n", d.namespace));
         assert_eq!(fs::read_to_string(log).unwrap(), "out\n");
     }
 

@@ -57,7 +57,8 @@ pub struct Daemon {
     pub events: Events,
     /// The longest that anything may take.
     pub patience: Duration,
-    pub namespace: &'static str,
+    /// No other daemon has it: what is kept outside of its directory is apart, too.
+    pub namespace: String,
     bundles: Mutex<Vec<Kept>>,
     /// Every address that a shim answered with.
     addresses: Mutex<Vec<String>>,
@@ -71,7 +72,15 @@ struct Kept {
     log: Option<Reader>,
 }
 
-static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// A part of a name that no other test has.
+fn unique() -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!(
+        "{}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
+}
 
 impl Daemon {
     pub fn new(api: Api, patience: Duration) -> Daemon {
@@ -87,7 +96,7 @@ impl Daemon {
             api,
             events,
             patience,
-            namespace: "tests",
+            namespace: format!("tests-{}", unique()),
             bundles,
             addresses,
         };
@@ -103,7 +112,7 @@ impl Daemon {
 
     pub fn bundles_dir(&self) -> PathBuf {
         self.path("io.containerd.runtime.v2.task")
-            .join(self.namespace)
+            .join(&self.namespace)
     }
 
     /// The daemon's gRPC address, an input of the sockets' names.
@@ -147,8 +156,7 @@ impl Daemon {
 
     /// A cgroup path that no other test has.
     pub fn new_cgroup(&self, id: &str) -> String {
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        format!("/shim-test-{}-{number}-{id}", std::process::id())
+        format!("/shim-test-{}-{id}", unique())
     }
 
     /// Reads the log of the bundle of `id`, and remembers to tear it down.
@@ -169,7 +177,7 @@ impl Daemon {
         command
             .args([
                 "-namespace",
-                self.namespace,
+                &self.namespace,
                 "-address",
                 &self.grpc_address(),
             ])
@@ -187,7 +195,7 @@ impl Daemon {
         if dialect != Dialect::V1_6 {
             command
                 .env("MAX_SHIM_VERSION", "2")
-                .env("NAMESPACE", self.namespace);
+                .env("NAMESPACE", &self.namespace);
             command.env("GRPC_ADDRESS", self.grpc_address());
         }
         command.arg("start");
@@ -205,7 +213,7 @@ impl Daemon {
         };
         BootstrapParams {
             instance_id: id.into(),
-            namespace: self.namespace.into(),
+            namespace: self.namespace.clone(),
             containerd_version: "2.3.0".into(),
             containerd_ttrpc_address: self.events.path().to_str().unwrap().into(),
             containerd_grpc_address: self.grpc_address(),
@@ -297,7 +305,7 @@ impl Daemon {
                 .iter()
                 .map(|m| format!("mount {}", m.display())),
         );
-        let state = self.runtime_root().join(self.namespace).join(id);
+        let state = self.runtime_root().join(&self.namespace).join(id);
         if state.exists() {
             found.push(format!("the runtime's state {}", state.display()));
         }
@@ -368,7 +376,7 @@ fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
             process::signal(pid.parse().unwrap_or(i32::MAX), Signal::SIGKILL);
         }
     }
-    let root = daemon.runtime_root().join(daemon.namespace);
+    let root = daemon.runtime_root().join(&daemon.namespace);
     if root.join(id).exists() {
         let mut command = Command::new(runtime());
         command

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::flavor;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::reaper::Reaper;
 
 /// Most of a command's output that is read back, in bytes.
@@ -107,11 +107,11 @@ fn cannot_spawn(name: &Path, cause: &io::Error) -> Error {
     let name = name.display().to_string();
     match cause.kind() {
         io::ErrorKind::NotFound if !name.contains('/') => Error::new(
-            crate::error::Kind::NotFound,
+            Kind::NotFound,
             format!("exec: \"{name}\": executable file not found in $PATH"),
         ),
         io::ErrorKind::NotFound => Error::new(
-            crate::error::Kind::NotFound,
+            Kind::NotFound,
             format!("fork/exec {name}: no such file or directory"),
         ),
         io::ErrorKind::PermissionDenied => {

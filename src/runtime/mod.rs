@@ -109,8 +109,8 @@ impl Runtime {
     }
 
     /// Makes container `id` from the bundle: its init waits for [`Runtime::start`],
-    /// its pid is in `pid_file`.
-    pub async fn create(&self, id: &str, pid_file: &Path, io: &mut Opened) -> Result<()> {
+    /// its pid, which this answers, is in `pid_file`.
+    pub async fn create(&self, id: &str, pid_file: &Path, io: &mut Opened) -> Result<i32> {
         let mut call = self.call("create");
         call.arg("--bundle").arg(&self.bundle);
         call.arg("--pid-file").arg(pid_file);
@@ -124,7 +124,8 @@ impl Runtime {
         call.arg(id);
         call.run_with(io)
             .await
-            .map_err(failed("OCI runtime create failed"))
+            .map_err(failed("OCI runtime create failed"))?;
+        read_pid(pid_file)
     }
 
     /// Lets the init of a created container go.
@@ -134,8 +135,9 @@ impl Runtime {
             .map_err(failed("OCI runtime start failed"))
     }
 
-    /// Makes container `id` from a checkpoint's image and lets it run on.
-    pub async fn restore(&self, id: &str, restore: &Restore<'_>, io: &mut Opened) -> Result<()> {
+    /// Makes container `id` from a checkpoint's image and lets it run on. Answers its
+    /// init's pid.
+    pub async fn restore(&self, id: &str, restore: &Restore<'_>, io: &mut Opened) -> Result<i32> {
         let mut call = self.call("restore");
         call.arg("--image-path").arg(restore.image_path);
         call.arg("--work-path").arg(restore.work_path);
@@ -153,7 +155,8 @@ impl Runtime {
             .arg(id);
         call.run_with(io)
             .await
-            .map_err(failed("OCI runtime restore failed"))
+            .map_err(failed("OCI runtime restore failed"))?;
+        read_pid(restore.pid_file)
     }
 
     /// Writes the state of container `id` to an image.
@@ -369,7 +372,7 @@ impl Drop for Scratch {
 }
 
 /// Reads a pid that a runtime wrote: digits, no newline.
-pub fn read_pid(file: &Path) -> Result<i32> {
+fn read_pid(file: &Path) -> Result<i32> {
     let text = fs::read_to_string(file).context(|| format!("read {}", file.display()))?;
     text.trim()
         .parse()

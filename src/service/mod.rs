@@ -60,11 +60,6 @@ impl Service {
         self.shutdown.notified().await;
     }
 
-    /// Whether it serves no container.
-    pub fn is_idle(&self) -> bool {
-        self.tasks.is_empty()
-    }
-
     /// Answers one call.
     pub async fn answer(self: Rc<Self>, call: Call) -> Result<Vec<u8>> {
         if !SERVICES.contains(&call.service.as_str()) {

@@ -204,17 +204,12 @@ impl Container {
 
     async fn begin_with(&self, mut io: Opened) -> Result<Exited> {
         let pid_file = self.bundle.init_pid_file();
-        match &self.checkpoint {
-            None => {
-                self.runtime
-                    .create(&self.init.id, &pid_file, &mut io)
-                    .await?
-            }
+        let id = &self.init.id;
+        let pid = match &self.checkpoint {
+            None => self.runtime.create(id, &pid_file, &mut io).await?,
             Some(image) => self.restore(image, &pid_file, &mut io).await?,
-        }
+        };
         let streams = io.start().await?;
-        let no_pid = || Error::unknown(format!("the OCI runtime wrote no {}", pid_file.display()));
-        let pid = self.bundle.init_pid()?.ok_or_else(no_pid)?;
         let (child, exited) = adopt(&self.shared, pid)?;
         self.init.began(child, streams);
         self.cgroup.replace(
@@ -226,7 +221,7 @@ impl Container {
         Ok(exited)
     }
 
-    async fn restore(&self, image: &Image, pid_file: &Path, io: &mut Opened) -> Result<()> {
+    async fn restore(&self, image: &Image, pid_file: &Path, io: &mut Opened) -> Result<i32> {
         let work = match self.options.criu_work_path.as_str() {
             "" => self.bundle.work(),
             path => PathBuf::from(path),
@@ -390,7 +385,7 @@ impl Container {
             }
             Err(error) => {
                 // It runs, but nobody can see or hear it.
-                let _ = child.signal(nix::sys::signal::Signal::SIGKILL as i32);
+                let _ = child.signal(SIGKILL as i32);
                 Err(error)
             }
         }
@@ -593,13 +588,8 @@ impl Container {
     /// Sets the size of a process's terminal, in characters.
     pub fn resize(&self, exec_id: &str, width: u16, height: u16) -> Result<()> {
         if exec_id.is_empty() {
-            return match self.init.state() {
-                State::Created | State::Running | State::Paused => {
-                    resize(&self.init, width, height)
-                }
-                State::Stopped => Err(Refusal::No("cannot resize a stopped container").into()),
-                State::Deleted => Err(Refusal::No("cannot resize a deleted container").into()),
-            };
+            step(self.init.state(), Op::Resize)?;
+            return resize(&self.init, width, height);
         }
         let exec = self.find(exec_id)?;
         step_exec(exec.process.state(), ExecOp::Resize)?;

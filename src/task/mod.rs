@@ -1,4 +1,4 @@
-//! The containers of this shim. See `lib.rs` for the invariants that hold here.
+//! The containers of this shim. See `ARCHITECTURE.md` for the invariants that hold here.
 
 mod container;
 mod exits;

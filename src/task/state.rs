@@ -28,6 +28,8 @@ pub enum Op {
     Exec,
     /// Signal it.
     Kill,
+    /// Resize its terminal.
+    Resize,
     /// Freeze its container.
     Pause,
     /// Thaw its container.
@@ -103,6 +105,10 @@ pub fn step(state: State, op: Op) -> Result<State, Refusal> {
 
         (Created | Running | Paused, Op::Kill) => Ok(state),
         (Stopped | Deleted, Op::Kill) => Err(Finished),
+
+        (Created | Running | Paused, Op::Resize) => Ok(state),
+        (Stopped, Op::Resize) => Err(No("cannot resize a stopped container")),
+        (Deleted, Op::Resize) => Err(No("cannot resize a deleted container")),
 
         (Created, Op::Pause) => Err(No("cannot pause task in created state")),
         (Running, Op::Pause) => Ok(Paused),
@@ -201,14 +207,14 @@ mod tests {
     fn the_grid_of_an_init() {
         use Op::*;
         let ops = [
-            Start, Exec, Kill, Pause, Resume, Update, Checkpoint, Delete, Exited,
+            Start, Exec, Kill, Resize, Pause, Resume, Update, Checkpoint, Delete, Exited,
         ];
         let expected = "\
-Created  Running ·       ·       no      no      ·       no      Deleted Stopped
-Running  no      ·       ·       Paused  no      ·       ·       no      Stopped
-Paused   no      no      ·       no      Running ·       ·       no      Stopped
-Stopped  no      no      nf      no      no      no      no      Deleted ·
-Deleted  no      no      nf      no      no      no      no      nf      ·
+Created  Running ·       ·       ·       no      no      ·       no      Deleted Stopped
+Running  no      ·       ·       ·       Paused  no      ·       ·       no      Stopped
+Paused   no      no      ·       ·       no      Running ·       ·       no      Stopped
+Stopped  no      no      nf      no      no      no      no      no      Deleted ·
+Deleted  no      no      nf      no      no      no      no      no      nf      ·
 ";
         assert_eq!(grid(&ops, step), expected);
     }

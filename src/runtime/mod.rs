@@ -74,15 +74,6 @@ pub struct Restore<'a> {
     pub pid_file: &'a Path,
 }
 
-/// Which process of a container a signal is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    /// Its init.
-    Init,
-    /// All in its cgroup.
-    All,
-}
-
 impl Runtime {
     /// The runtime that `options` name, for containers of `namespace`. Files of its
     /// invocations (logs, process specs) are made in `bundle` and removed again.
@@ -215,13 +206,10 @@ impl Runtime {
         read_pid(&pid_file.0)
     }
 
-    /// Sends `signal` to the init or to all processes of container `id`.
-    pub async fn kill(&self, id: &str, signal: u32, target: Target) -> Result<()> {
+    /// Sends `signal` to all processes of container `id`.
+    pub async fn kill_all(&self, id: &str, signal: u32) -> Result<()> {
         let mut call = self.call("kill");
-        if target == Target::All {
-            call.arg("--all");
-        }
-        call.arg(id).arg(signal.to_string());
+        call.arg("--all").arg(id).arg(signal.to_string());
         match call.run().await {
             Ok(_) => Ok(()),
             Err(Failure::Exit(text)) if flavor::says_finished(&text) => {

@@ -24,7 +24,7 @@ use crate::mount::{Mount, mount_all, unmount_all};
 use crate::oom::OomWatch;
 use crate::options::Options;
 use crate::reaper::{Exit, Exited};
-use crate::runtime::{Checkpoint, Restore, Runtime, Target};
+use crate::runtime::{Checkpoint, Restore, Runtime};
 use crate::stdio::{self, Opened, Stdio};
 
 /// How long to wait for what was killed to be reaped, or for the runtime to kill
@@ -431,9 +431,7 @@ impl Container {
         let held = self.exits.borrow_mut().init_exited(exit);
         debug_assert!(held.is_none(), "held a line above");
         if self.init.state() == State::Paused {
-            // What else is in the cgroup can only die when it thaws.
-            let thawed = timeout(KILL_TIMEOUT, self.runtime.resume(&self.init.id)).await;
-            log::debug!("thaw {} after its init's exit: {thawed:?}", self.init.id);
+            self.thaw().await;
         }
         if self.shares_pids {
             // The kernel ends a pid namespace with its init, but here it has none.
@@ -499,13 +497,20 @@ impl Container {
     pub async fn kill(&self, signal: u32, all: bool) -> Result<()> {
         step(self.init.state(), Op::Kill)?;
         if all {
-            return self.kill_all(signal).await;
+            self.kill_all(signal).await?;
+        } else {
+            self.init.signal(signal)?;
         }
-        if self.init.state() == State::Paused {
-            // The runtime thaws what must die.
-            return self.runtime.kill(&self.init.id, signal, Target::Init).await;
+        if signal == SIGKILL && self.init.state() == State::Paused {
+            self.thaw().await;
         }
-        self.init.signal(signal)
+        Ok(())
+    }
+
+    /// Lets what was killed while frozen die: with cgroup v1 it cannot before.
+    async fn thaw(&self) {
+        let thawed = timeout(KILL_TIMEOUT, self.runtime.resume(&self.init.id)).await;
+        log::debug!("thaw {} after a kill: {thawed:?}", self.init.id);
     }
 
     /// Signals an exec.
@@ -521,7 +526,7 @@ impl Container {
         {
             return Ok(());
         }
-        self.runtime.kill(&self.init.id, signal, Target::All).await
+        self.runtime.kill_all(&self.init.id, signal).await
     }
 
     /// Freezes the container.

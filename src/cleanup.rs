@@ -88,7 +88,7 @@ fn delete_container(flags: &Flags, bundle: &Bundle) -> Result<()> {
         return broken;
     }
     let delete = async {
-        let delete = runtime.delete(&flags.id, true);
+        let delete = runtime.kill_and_delete(&flags.id);
         let done = tokio::time::timeout(RUNTIME_LIMIT, delete).await;
         done.unwrap_or_else(|_| Err(Error::unknown(format!("not done in {RUNTIME_LIMIT:?}"))))
     };

@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use command::{Failure, Output};
 
@@ -22,6 +23,10 @@ use crate::stdio::Opened;
 const DEFAULT_BINARY: &str = "runc";
 /// Where runtimes keep state when the options name no root.
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
+
+/// How often a container is tried to be killed and deleted, and the time between.
+const DELETE_TRIES: u32 = 3;
+const DELETE_PAUSE: Duration = Duration::from_millis(200);
 
 /// An OCI runtime, for the containers of one namespace.
 pub struct Runtime {
@@ -248,12 +253,28 @@ impl Runtime {
             .map_err(failed("OCI runtime update failed"))
     }
 
-    /// Forgets container `id`; with `force` kills it before. A container that the
-    /// runtime does not know is no error.
-    pub async fn delete(&self, id: &str, force: bool) -> Result<()> {
+    /// Forgets container `id`, whose processes have ended. A container that the runtime
+    /// does not know is no error.
+    pub async fn delete(&self, id: &str) -> Result<()> {
+        self.delete_with(&[], id).await
+    }
+
+    /// Kills container `id` and forgets it. youki fails while what it killed is still
+    /// dying, so that it takes another try.
+    pub async fn kill_and_delete(&self, id: &str) -> Result<()> {
+        for _ in 1..DELETE_TRIES {
+            if self.delete_with(&["--force"], id).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(DELETE_PAUSE).await;
+        }
+        self.delete_with(&["--force"], id).await
+    }
+
+    async fn delete_with(&self, options: &[&str], id: &str) -> Result<()> {
         let mut call = self.call("delete");
-        if force {
-            call.arg("--force");
+        for option in options {
+            call.arg(option);
         }
         call.arg(id);
         match call.run().await {

@@ -196,7 +196,7 @@ impl Container {
         let io = stdio::open(&self.init.stdio, &owner).await?;
         let begun = self.begin_with(io).await;
         if begun.is_err() && self.runtime.state_dir(&self.init.id).exists() {
-            let undone = self.runtime.delete(&self.init.id, true).await;
+            let undone = self.runtime.kill_and_delete(&self.init.id).await;
             undone.unwrap_or_else(|e| log::error!("undo create of {}: {e}", self.init.id));
         }
         begun
@@ -658,7 +658,7 @@ impl Container {
         if let Some(streams) = self.init.streams() {
             streams.drained().await;
         }
-        self.runtime.delete(&self.init.id, false).await?;
+        self.runtime.delete(&self.init.id).await?;
         self.init.close_streams();
         for exec in std::mem::take(&mut *self.execs.borrow_mut()).into_values() {
             exec.process.give_up();

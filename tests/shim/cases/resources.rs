@@ -73,8 +73,8 @@ cases! {
 
     fn oom_comes_before_the_exit(d) {
         let limit = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}});
-        let c = d.container("c", &["tail", "/dev/zero"]).resources(limit).spec(|spec| {
-            let device = json!({"destination": "/dev/zero", "type": "bind", "source": "/dev/zero", "options": ["bind"]});
+        let c = d.container("c", &["tail", "/tmp/zero"]).resources(limit).spec(|spec| {
+            let device = json!({"destination": "/tmp/zero", "type": "bind", "source": "/dev/zero", "options": ["bind"]});
             spec["mounts"].as_array_mut().unwrap().push(device);
         });
         let c = c.run();

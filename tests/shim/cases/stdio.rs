@@ -129,10 +129,10 @@ cases! {
 
     fn large_output_arrives_whole(d) {
         let fifos = d.fifos("c");
-        let script = "dd if=/dev/urandom bs=1M count=24 2>/dev/null | tee /tmp/x; sha256sum < /tmp/x >&2";
+        let script = "dd if=/tmp/random bs=1M count=24 2>/dev/null | tee /tmp/x; sha256sum < /tmp/x >&2";
         let c = d.shell("c", script).spec(|spec| spec["process"]["env"] = serde_json::json!(["PATH=/bin"]));
         let c = c.spec(|spec| {
-            let devices = serde_json::json!({"destination": "/dev/urandom", "type": "bind", "source": "/dev/urandom", "options": ["bind"]});
+            let devices = serde_json::json!({"destination": "/tmp/random", "type": "bind", "source": "/dev/urandom", "options": ["bind"]});
             spec["mounts"].as_array_mut().unwrap().push(devices);
         });
         let c = c.stdio(fifos.stdio).run();

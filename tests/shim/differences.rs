@@ -17,6 +17,16 @@ pub enum Shim {
 }
 
 impl Shim {
+    /// Its name in the table in `ARCHITECTURE.md`.
+    fn name(self) -> &'static str {
+        match self {
+            Ours => "this one",
+            Go16 => "1.6",
+            Go17 => "1.7",
+            Go2 => "2.1",
+        }
+    }
+
     /// By what `-v` says: only Go's name the version of Go.
     pub fn of_version(text: &str) -> Shim {
         let version = text
@@ -311,5 +321,47 @@ fn every_row_is_of_a_case() {
             "no case {}",
             row.case
         );
+    }
+}
+
+/// The table as `ARCHITECTURE.md` has it: a line for each reason.
+fn markdown() -> String {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    for row in TABLE {
+        let shims = match row.shims {
+            ALL => "any".to_owned(),
+            GO => "Go".to_owned(),
+            shims => shims
+                .iter()
+                .map(|shim| shim.name())
+                .collect::<Vec<_>>()
+                .join(", "),
+        };
+        let runtime = match row.runtime {
+            "" => String::new(),
+            runtime => format!(" with {runtime}"),
+        };
+        let sometimes = if row.sometimes { ", now and then" } else { "" };
+        let reason = format!("| {} | {shims}{runtime}{sometimes} |", row.reason);
+        let case = format!("`{}`", row.case);
+        match lines.iter_mut().find(|(start, _)| *start == reason) {
+            Some((_, cases)) => *cases += &format!(" {case}"),
+            None => lines.push((reason, case)),
+        }
+    }
+    lines
+        .iter()
+        .map(|(start, cases)| format!("{start} {cases} |\n"))
+        .collect()
+}
+
+#[test]
+fn the_table_stands_in_the_architecture() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/ARCHITECTURE.md"));
+    let wanted = markdown();
+    if !text.expect("read ARCHITECTURE.md").contains(&wanted) {
+        let place = concat!(env!("CARGO_TARGET_TMPDIR"), "/differences.md");
+        std::fs::write(place, wanted).expect("write the table");
+        panic!("ARCHITECTURE.md has another table of differences; it should have {place}");
     }
 }

@@ -26,6 +26,8 @@ enum Step {
     Delete,
     Pause,
     Resume,
+    /// SIGKILL to the init, or to all.
+    Kill(bool),
     /// The n-th runtime command in flight ends well, or not.
     Answer(usize, bool),
     /// The n-th process of the container ends.
@@ -43,6 +45,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Delete),
         1 => Just(Step::Pause),
         1 => Just(Step::Resume),
+        1 => any::<bool>().prop_map(Step::Kill),
         6 => (0..4usize, prop::bool::weighted(0.8)).prop_map(|(n, ok)| Step::Answer(n, ok)),
         3 => (0..4usize).prop_map(Step::End),
         6 => Just(Step::Settle),
@@ -134,6 +137,7 @@ impl World {
             }
             Step::Pause => self.with(|c| async move { drop(c.pause().await) }),
             Step::Resume => self.with(|c| async move { drop(c.resume().await) }),
+            Step::Kill(all) => self.with(|c| async move { drop(c.kill(9, all).await) }),
             Step::Answer(n, well) => self.answer(n, well),
             Step::End(n) => self.end(n),
             Step::Settle => self.settle().await,
@@ -280,7 +284,7 @@ impl Story {
     }
 }
 
-fn play(steps: Vec<Step>) {
+fn play(create_succeeds: bool, steps: Vec<Step>) {
     let world = World::new();
     let local = LocalSet::new();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -290,8 +294,7 @@ fn play(steps: Vec<Step>) {
     local.block_on(&runtime, async {
         world.create();
         world.settle().await;
-        // Create succeeds: what fails before it is told nothing.
-        world.answer(0, true);
+        world.answer(0, create_succeeds);
         world.settle().await;
         for step in steps {
             world.step(step).await;
@@ -313,7 +316,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn whatever_happens_when_events_keep_their_order(steps in steps()) {
-        play(steps);
+    fn whatever_happens_when_events_keep_their_order(
+        create_succeeds in prop::bool::weighted(0.95),
+        steps in steps(),
+    ) {
+        play(create_succeeds, steps);
     }
 }

@@ -106,8 +106,7 @@ pub fn step(state: State, op: Op) -> Result<State, Refusal> {
         (Created | Running | Paused, Op::Kill) => Ok(state),
         (Stopped | Deleted, Op::Kill) => Err(Finished),
 
-        (Created | Running | Paused, Op::Resize) => Ok(state),
-        (Stopped, Op::Resize) => Err(No("cannot resize a stopped container")),
+        (Created | Running | Paused | Stopped, Op::Resize) => Ok(state),
         (Deleted, Op::Resize) => Err(No("cannot resize a deleted container")),
 
         (Created, Op::Pause) => Err(No("cannot pause task in created state")),
@@ -213,7 +212,7 @@ mod tests {
 Created  Running ·       ·       ·       no      no      ·       no      Deleted Stopped
 Running  no      ·       ·       ·       Paused  no      ·       ·       no      Stopped
 Paused   no      no      ·       ·       no      Running ·       ·       no      Stopped
-Stopped  no      no      nf      no      no      no      no      no      Deleted ·
+Stopped  no      no      nf      ·       no      no      no      no      Deleted ·
 Deleted  no      no      nf      no      no      no      no      no      nf      ·
 ";
         assert_eq!(grid(&ops, step), expected);

@@ -12,6 +12,7 @@ mod cases {
     mod faults;
     mod grid;
     mod lifecycle;
+    mod options;
     mod resources;
     mod start;
     mod stdio;

@@ -7,7 +7,7 @@ use containerd_shim_rs_v2::proto::Mount;
 use containerd_shim_rs_v2::proto::types::Status;
 
 use crate::harness::container::Container;
-use crate::harness::daemon::mounts_below;
+use crate::harness::machine::mounts_below;
 use crate::harness::runtime::{At, FakeRuntime};
 use crate::harness::*;
 

@@ -6,7 +6,7 @@ use containerd_shim_rs_v2::proto::{Message, cgroups_v1, cgroups_v2};
 use serde_json::json;
 
 use crate::harness::container::Container;
-use crate::harness::daemon::cgroup_dirs;
+use crate::harness::machine::cgroup_dirs;
 use crate::harness::*;
 
 /// What both versions of the metrics have: CPU time in ns, memory in bytes, processes.

@@ -2,6 +2,7 @@
 //! the shim's binary, and the clean-up after it.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -16,6 +17,7 @@ use tempfile::TempDir;
 
 use super::container::{Builder, Container};
 use super::events::Events;
+use super::machine::{cgroup_dirs, mounts_below, new_cgroup_dirs};
 use super::process::{self, Output};
 use super::runtime::FakeRuntime;
 use super::stdio::Reader;
@@ -60,6 +62,10 @@ pub struct Daemon {
     /// No other daemon has it: what is kept outside of its directory is apart, too.
     pub namespace: String,
     bundles: Mutex<Vec<Kept>>,
+    /// Cgroups of the case's own.
+    cgroups: Mutex<Vec<String>>,
+    /// What the shim's environment has besides.
+    environment: Mutex<Vec<(String, String)>>,
     /// Every address that a shim answered with.
     addresses: Mutex<Vec<String>>,
 }
@@ -90,7 +96,7 @@ impl Daemon {
             .tempdir()
             .expect("a state directory");
         let events = Events::listen(&dir.path().join("containerd.sock.ttrpc"), patience);
-        let (bundles, addresses) = Default::default();
+        let (bundles, cgroups, environment, addresses) = Default::default();
         let daemon = Daemon {
             dir,
             api,
@@ -98,6 +104,8 @@ impl Daemon {
             patience,
             namespace: format!("tests-{}", unique()),
             bundles,
+            cgroups,
+            environment,
             addresses,
         };
         fs::create_dir_all(daemon.bundles_dir()).expect("make the bundles' directory");
@@ -159,6 +167,20 @@ impl Daemon {
         format!("/shim-test-{}-{id}", unique())
     }
 
+    /// Makes a cgroup for something else than a container, in every hierarchy.
+    pub fn make_cgroup(&self, id: &str) -> String {
+        let cgroup = self.new_cgroup(id);
+        new_cgroup_dirs(&cgroup);
+        self.cgroups.lock().unwrap().push(cgroup.clone());
+        cgroup
+    }
+
+    /// From now on the shim is called with this in its environment.
+    pub fn set_env(&self, key: &str, value: &str) {
+        let mut environment = self.environment.lock().unwrap();
+        environment.push((key.into(), value.into()));
+    }
+
     /// Reads the log of the bundle of `id`, and remembers to tear it down.
     pub fn keep(&self, id: &str, cgroup: &str) {
         let log = self.bundles_dir().join(id).join("log");
@@ -184,6 +206,8 @@ impl Daemon {
             .args(["-publish-binary", "/usr/bin/containerd", "-id", id])
             .env("TTRPC_ADDRESS", self.events.path())
             .env("GOMAXPROCS", "2")
+            .envs(self.environment.lock().unwrap().iter().cloned())
+            .process_group(0)
             .current_dir(bundle);
         command
     }
@@ -358,6 +382,11 @@ impl Drop for Daemon {
             }
             tear_down(self, &kept.id, &kept.cgroup);
         }
+        for cgroup in self.cgroups.lock().unwrap().iter() {
+            for dir in cgroup_dirs(cgroup) {
+                let _ = fs::remove_dir(dir);
+            }
+        }
         for address in self.addresses.lock().unwrap().iter() {
             let _ = fs::remove_file(address.trim_start_matches("unix://"));
         }
@@ -399,27 +428,4 @@ fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
     {
         let _ = fs::remove_dir_all(place.path().join(cgroup.trim_start_matches('/')));
     }
-}
-
-/// The directories of `cgroup`, in every hierarchy that is mounted.
-pub fn cgroup_dirs(cgroup: &str) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
-    let hierarchies = table.lines().filter(|line| line.contains(" - cgroup"));
-    let points = hierarchies
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(Path::new);
-    points
-        .map(|p| p.join(cgroup.trim_start_matches('/')))
-        .filter(|dir| dir.is_dir())
-        .collect()
-}
-
-/// The mount points at or below `dir`, in mounting order.
-pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
-    let points = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(PathBuf::from);
-    points.filter(|point| point.starts_with(dir)).collect()
 }

@@ -12,6 +12,7 @@ pub mod bundle;
 pub mod container;
 pub mod daemon;
 pub mod events;
+pub mod machine;
 pub mod process;
 pub mod runtime;
 pub mod stdio;

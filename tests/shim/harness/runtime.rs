@@ -1,5 +1,5 @@
 //! An OCI runtime that misbehaves on demand: a script around the real one, which
-//! blocks before or after a verb, or fails it, and notes every verb it was called with.
+//! blocks before or after a verb, or fails it, and notes how it was called.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -51,6 +51,31 @@ impl FakeRuntime {
     pub fn calls(&self) -> Vec<String> {
         let calls = fs::read_to_string(self.dir.join("calls")).unwrap_or_default();
         calls.lines().map(String::from).collect()
+    }
+
+    /// All arguments of the last call of `verb`.
+    #[track_caller]
+    pub fn arguments(&self, verb: &str) -> Vec<String> {
+        self.noted(verb, "arguments")
+    }
+
+    /// The environment of the last call of `verb`, as the shell prints it.
+    #[track_caller]
+    pub fn environment(&self, verb: &str) -> Vec<String> {
+        self.noted(verb, "environment")
+    }
+
+    #[track_caller]
+    fn noted(&self, verb: &str, what: &str) -> Vec<String> {
+        let file = self.dir.join(format!("{verb}.{what}"));
+        let text = fs::read_to_string(file);
+        let text = text.unwrap_or_else(|_| panic!("the runtime was not called with {verb}"));
+        text.lines().map(String::from).collect()
+    }
+
+    /// From now on `verb` does what it should again.
+    pub fn mend(&self, verb: &str) {
+        fs::remove_file(self.dir.join(format!("{verb}.fail"))).expect("call a failure off");
     }
 
     /// From now on `verb` fails with `message` in the log.
@@ -130,6 +155,8 @@ while [ $# -gt 0 ]; do
   esac
 done
 echo $verb >> $dir/calls
+printf '%s\n' $seen "$@" > $dir/$verb.arguments
+export -p > $dir/$verb.environment
 if [ -p $dir/$verb.Before ]; then read x < $dir/$verb.Before; fi
 if [ -e $dir/$verb.log ]; then cat $dir/$verb.log >> $log; fi
 if [ -e $dir/$verb.fail ]; then

@@ -179,7 +179,11 @@ impl Process {
     }
 
     pub fn pause(&self) -> Result<Empty, Failure> {
-        self.call("Pause", &of_container!(PauseRequest, self))
+        self.pause_pending().wait()
+    }
+
+    pub fn pause_pending(&self) -> Pending<Empty> {
+        self.send("Pause", &of_container!(PauseRequest, self))
     }
 
     pub fn resume(&self) -> Result<Empty, Failure> {

@@ -1,0 +1,76 @@
+//! The machine's own tables: cgroups and mounts, as tests make and look at them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The machine's mount table, a mount a line.
+fn mount_table() -> String {
+    fs::read_to_string("/proc/self/mountinfo").expect("read the mount table")
+}
+
+/// The directories that `cgroup` has or could have, in every hierarchy that is mounted.
+fn places(cgroup: &str) -> Vec<PathBuf> {
+    let table = mount_table();
+    let hierarchies = table.lines().filter(|line| line.contains(" - cgroup"));
+    let points = hierarchies.filter_map(|line| line.split(' ').nth(4));
+    let place = |point| Path::new(point).join(cgroup.trim_start_matches('/'));
+    points.map(place).collect()
+}
+
+/// The directories of `cgroup`, in every hierarchy that is mounted.
+pub fn cgroup_dirs(cgroup: &str) -> Vec<PathBuf> {
+    let mut dirs = places(cgroup);
+    dirs.retain(|dir| dir.is_dir());
+    dirs
+}
+
+/// Makes `cgroup` in every hierarchy that is mounted, ready to take processes.
+pub fn new_cgroup_dirs(cgroup: &str) {
+    for dir in places(cgroup) {
+        fs::create_dir(&dir).unwrap_or_else(|e| panic!("make cgroup {dir:?}: {e}"));
+        // A cgroup of version 1 has neither processors nor memory to begin with.
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(parents) = fs::read(dir.with_file_name(file)) {
+                fs::write(dir.join(file), parents).expect("set up a cpuset");
+            }
+        }
+    }
+}
+
+/// A mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    pub point: PathBuf,
+    /// `rw` or `ro`, and what else the mount itself has.
+    pub options: Vec<String>,
+    /// `shared:N`, `master:N`, `unbindable`; nothing: private.
+    pub propagation: Vec<String>,
+    pub source: String,
+}
+
+impl MountEntry {
+    /// Paths with a space are none of ours.
+    fn parse(line: &str) -> Option<MountEntry> {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut words = mount.split(' ').skip(4).map(String::from);
+        Some(MountEntry {
+            point: words.next()?.into(),
+            options: words.next()?.split(',').map(String::from).collect(),
+            propagation: words.collect(),
+            source: file_system.split(' ').nth(1)?.into(),
+        })
+    }
+}
+
+/// The mounts at or below `dir`, in mounting order.
+pub fn mount_entries_below(dir: &Path) -> Vec<MountEntry> {
+    let table = mount_table();
+    let entries = table.lines().filter_map(MountEntry::parse);
+    entries.filter(|entry| entry.point.starts_with(dir)).collect()
+}
+
+/// The mount points at or below `dir`, in mounting order.
+pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = mount_entries_below(dir);
+    entries.into_iter().map(|entry| entry.point).collect()
+}

@@ -85,7 +85,7 @@ async fn mount_each(mounts: Vec<Mount>, rootfs: &Path, reaper: &Reaper) -> Resul
     Ok(())
 }
 
-/// Unmounts everything at and below `rootfs`, deepest first, with retries (off the
+/// Unmounts everything at and below `rootfs`, the latest first, with retries (off the
 /// main thread). No `rootfs`, or nothing mounted there, is no error.
 pub async fn unmount_all(rootfs: &Path) -> Result<()> {
     let rootfs = rootfs.to_owned();
@@ -333,6 +333,21 @@ mod tests {
             assert!(attached());
             unmount_all(&rootfs).await.unwrap();
             assert!(!attached());
+        });
+    }
+
+    #[test]
+    fn unmount_takes_what_a_later_mount_covers() {
+        privately(async |dir| {
+            let rootfs = dir.join("rootfs");
+            let tmpfs = |target| a_mount("tmpfs", "tmpfs", target, &[]);
+            mount_there(vec![tmpfs("")], &rootfs).await.unwrap();
+            fs::create_dir(rootfs.join("below")).unwrap();
+            let covering = vec![tmpfs("below"), tmpfs("")];
+            mount_there(covering, &rootfs).await.unwrap();
+            assert!(mounts_below(&dir).len() == 3 && !rootfs.join("below").exists());
+            unmount_all(&rootfs).await.unwrap();
+            assert!(mounts_below(&dir).is_empty());
         });
     }
 

@@ -1,6 +1,5 @@
 //! Recursive unmount.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,29 +10,64 @@ use nix::mount::{MntFlags, umount2};
 use crate::error::{Context, Result};
 use crate::sys::mount::each_mount;
 
-/// How often, per call, a busy mount is tried again, and after which pause.
+/// How often, per call, busy mounts are tried again, and after which pause.
 const RETRIES: usize = 50;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Unmounts everything at and below `rootfs`, deepest first, whatever is stacked.
-/// Nothing there, or no `rootfs` at all, is no error. Blocks, but not for ever:
-/// busy mounts are given up after 2.5 s in all.
+/// Unmounts everything at and below `rootfs`, the latest mount first, since it may
+/// cover all others. Nothing there, or no `rootfs` at all, is no error. Blocks, but
+/// not for ever: busy mounts are given up after 2.5 s in all.
 pub fn unmount_below(rootfs: &Path) -> Result<()> {
     let Some(rootfs) = canonical(rootfs).context(|| format!("resolve {}", rootfs.display()))?
     else {
         return Ok(());
     };
-    let points = points_below(&rootfs).context(|| "read mountinfo")?;
     let mut retries = RETRIES;
-    let mut outcome = Ok(());
-    // In reverse order of names, whatever is below a directory comes before it.
-    for point in points.iter().rev() {
-        let unmounted =
-            unmount(point, &mut retries).context(|| format!("unmount {}", point.display()));
-        // The first failure is the cause of those of the mounts above it.
-        outcome = outcome.and(unmounted);
+    loop {
+        let points = points_below(&rootfs).context(|| "read mountinfo")?;
+        let pass = unmount_each(&points);
+        match pass.failure {
+            Some((Errno::EBUSY, _)) if retries > 0 => {
+                retries -= 1;
+                // The kernel tells nobody when a mount is busy no more.
+                #[allow(clippy::disallowed_methods)]
+                std::thread::sleep(PAUSE);
+            }
+            Some((cause, point)) => {
+                return Err(cause).context(|| format!("unmount {}", point.display()));
+            }
+            None if pass.unmounted == points.len() => return Ok(()),
+            // What was hidden may be seen now.
+            None if pass.unmounted > 0 => {}
+            None => return Ok(()),
+        }
     }
-    outcome
+}
+
+/// What came of one attempt at some mounts.
+struct Pass<'a> {
+    unmounted: usize,
+    /// The first failure, which is the cause of those of the mounts beneath.
+    failure: Option<(Errno, &'a Path)>,
+}
+
+/// Tries each of `points`, which are in mounting order, once.
+fn unmount_each(points: &[PathBuf]) -> Pass<'_> {
+    let mut pass = Pass {
+        unmounted: 0,
+        failure: None,
+    };
+    for point in points.iter().rev() {
+        match umount2(point.as_path(), MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => pass.unmounted += 1,
+            // It is no mount point (any more), or went away with its directory.
+            Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(cause) => {
+                pass.failure.get_or_insert((cause, point));
+            }
+        }
+    }
+    pass
 }
 
 /// The path as the kernel lists it. `None` when it does not exist.
@@ -52,31 +86,14 @@ fn canonical(rootfs: &Path) -> io::Result<Option<PathBuf>> {
     }
 }
 
-fn points_below(rootfs: &Path) -> io::Result<BTreeSet<PathBuf>> {
-    let mut points = BTreeSet::new();
+/// In mounting order; a point is listed once for each mount on it.
+fn points_below(rootfs: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut points = Vec::new();
     each_mount(Path::new("/proc/thread-self/mountinfo"), |mount| {
         let point = mount.point();
         if point.starts_with(rootfs) {
-            points.insert(point);
+            points.push(point);
         }
     })?;
     Ok(points)
-}
-
-/// Unmounts `point` until nothing is mounted on it.
-fn unmount(point: &Path, retries: &mut usize) -> nix::Result<()> {
-    loop {
-        match umount2(point, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => {}
-            // It is no mount point (any more), or went away with its directory.
-            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
-            Err(Errno::EBUSY) if *retries > 0 => {
-                *retries -= 1;
-                // The kernel tells nobody when a mount is busy no more.
-                #[allow(clippy::disallowed_methods)]
-                std::thread::sleep(PAUSE);
-            }
-            Err(error) => return Err(error),
-        }
-    }
 }

@@ -229,8 +229,8 @@ impl Service {
         })
     }
 
-    fn shutdown(&self, _: task::ShutdownRequest) -> Result<Empty> {
-        if self.tasks.is_empty() {
+    fn shutdown(&self, request: task::ShutdownRequest) -> Result<Empty> {
+        if self.tasks.is_over_for(&request.id) {
             self.over.set(true);
             // First, so that no new client meets a server that is about to end.
             if let Some(server) = self.server.get() {

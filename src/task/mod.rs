@@ -94,10 +94,13 @@ impl Tasks {
         Ok(deleted)
     }
 
-    /// Whether there is no container. One that is being made does not count: its
-    /// maker has given up on it if asked to shut down.
-    pub fn is_empty(&self) -> bool {
-        self.containers.borrow().values().all(Option::is_none)
+    /// Whether there is no container. One that is being made counts, unless it is `id`:
+    /// whoever asks to shut down has given up on that.
+    pub fn is_over_for(&self, id: &str) -> bool {
+        let containers = self.containers.borrow();
+        let given_up =
+            |(other, container): (&String, &Option<_>)| container.is_none() && other == id;
+        containers.iter().all(given_up)
     }
 }
 

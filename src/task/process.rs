@@ -24,7 +24,7 @@ pub struct Process {
     /// A client may close stdin as soon as its FIFO has a reader, before `streams`.
     stdin_closed: Cell<bool>,
     exit: Cell<Option<Exit>>,
-    /// It ended, or will never start: nobody need wait any more.
+    /// It ended, or did not start: nobody need wait any more.
     over: Cell<bool>,
     ended: Notify,
     /// Held across a lifecycle call: one at a time for each process.
@@ -66,6 +66,8 @@ impl Process {
     /// It has a process now.
     pub fn began(&self, child: Child, streams: Streams) {
         self.child.replace(Some(child));
+        // An earlier start may have failed.
+        self.over.set(false);
         if self.stdin_closed.get() {
             streams.close_stdin();
         }
@@ -132,7 +134,7 @@ impl Process {
         self.give_up();
     }
 
-    /// It will never run: its waiters go on.
+    /// It does not run, and will not unless it is started again: its waiters go on.
     pub fn give_up(&self) {
         self.over.set(true);
         self.ended.notify_waiters();

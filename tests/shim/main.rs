@@ -7,14 +7,19 @@ mod harness;
 
 mod cases {
     mod cleanup;
+    mod errors;
     mod events;
     mod exec;
     mod faults;
     mod grid;
+    mod kill;
     mod lifecycle;
+    mod mounts;
     mod options;
     mod resources;
+    mod shutdown;
     mod start;
     mod stdio;
+    mod times;
     mod wire;
 }

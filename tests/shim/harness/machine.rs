@@ -66,7 +66,9 @@ impl MountEntry {
 pub fn mount_entries_below(dir: &Path) -> Vec<MountEntry> {
     let table = mount_table();
     let entries = table.lines().filter_map(MountEntry::parse);
-    entries.filter(|entry| entry.point.starts_with(dir)).collect()
+    entries
+        .filter(|entry| entry.point.starts_with(dir))
+        .collect()
 }
 
 /// The mount points at or below `dir`, in mounting order.

@@ -78,7 +78,7 @@ impl FakeRuntime {
         fs::remove_file(self.dir.join(format!("{verb}.fail"))).expect("call a failure off");
     }
 
-    /// From now on `verb` fails with `message` in the log.
+    /// From now on `verb` fails with `message`, in the log and on stderr.
     pub fn fail(&self, verb: &str, message: &str) {
         fs::write(self.dir.join(format!("{verb}.fail")), message).expect("order a failure");
     }
@@ -161,6 +161,7 @@ if [ -p $dir/$verb.Before ]; then read x < $dir/$verb.Before; fi
 if [ -e $dir/$verb.log ]; then cat $dir/$verb.log >> $log; fi
 if [ -e $dir/$verb.fail ]; then
   [ -s $dir/$verb.fail ] || exit 1
+  cat $dir/$verb.fail >&2
   echo "{\"level\":\"error\",\"msg\":\"$(cat $dir/$verb.fail)\",\"time\":\"2024-01-01T00:00:00Z\"}" >> $log
   exit 1
 fi

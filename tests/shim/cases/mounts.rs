@@ -1,0 +1,425 @@
+//! Rootfs mounts: every kind of them, where they go, and their end, whatever else is
+//! mounted there or holds on to them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use containerd_shim_rs_v2::proto::Mount;
+use containerd_shim_rs_v2::proto::types::Status;
+use nix::mount::{MsFlags, mount};
+
+use crate::harness::container::Container;
+use crate::harness::machine::{MountEntry, mount_entries_below, mounts_below};
+use crate::harness::*;
+
+fn a_mount(kind: &str, source: impl AsRef<Path>, options: &[&str]) -> Mount {
+    Mount {
+        type_: kind.into(),
+        source: source.as_ref().to_str().unwrap().into(),
+        options: options.iter().map(|option| option.to_string()).collect(),
+        ..Default::default()
+    }
+}
+
+fn bind(options: &[&str]) -> Mount {
+    a_mount("bind", bundle::rootfs(), &[&["rbind"], options].concat())
+}
+
+/// The shared rootfs with a writable layer `upper` on it, which may be there already.
+fn overlay(d: &Daemon) -> Mount {
+    let [upper, work] = ["upper", "work"].map(|name| {
+        let dir = d.path(name);
+        fs::create_dir_all(&dir).unwrap();
+        format!("{name}dir={}", dir.display())
+    });
+    let lower = format!("lowerdir={}", bundle::rootfs().display());
+    a_mount("overlay", "overlay", &[&lower, &upper, &work])
+}
+
+/// What is mounted at the container's rootfs, the topmost last.
+fn at_rootfs(c: &Container) -> Vec<MountEntry> {
+    let rootfs = c.bundle.join("rootfs");
+    let mut entries = mount_entries_below(&rootfs);
+    entries.retain(|entry| entry.point == rootfs);
+    entries
+}
+
+fn has(entry: &MountEntry, option: &str) -> bool {
+    entry.options.iter().any(|o| o == option)
+}
+
+/// Runs the container, which is to exit with 0, and asserts that nothing of it stays.
+#[track_caller]
+fn assert_runs(c: &Container) {
+    c.start().unwrap();
+    assert_eq!(c.exit_status(), 0);
+    c.finish();
+}
+
+/// An ext4 image of the shared rootfs.
+fn image(d: &Daemon) -> PathBuf {
+    let image = d.path("image");
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let mut mkfs = Command::new("mkfs.ext4");
+    mkfs.args(["-q", "-d"]).arg(bundle::rootfs()).arg(&image);
+    let output = process::run(&mut mkfs, &[], d.patience);
+    assert_eq!(output.status, 0, "mkfs.ext4: {}", output.stderr_text());
+    image
+}
+
+/// What a loop device says of itself.
+fn loop_setting(device: &str, setting: &str) -> Option<String> {
+    let name = device.trim_start_matches("/dev/");
+    let path = format!("/sys/block/{name}/loop/{setting}");
+    Some(fs::read_to_string(path).ok()?.trim().into())
+}
+
+/// A helper for FUSE file systems that does what `script` says.
+fn helper(d: &Daemon, script: &str) {
+    let dir = d.path("helpers");
+    fs::create_dir(&dir).unwrap();
+    let path = dir.join("mount.fuse3");
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    d.set_env("PATH", &format!("{}:{path}", dir.display()));
+}
+
+/// A FUSE file system at `point` that answers nothing until it is dropped.
+struct Silent {
+    _device: File,
+    point: PathBuf,
+}
+
+impl Silent {
+    fn mounted(point: &Path) -> Silent {
+        use std::os::fd::AsRawFd;
+        let device = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .unwrap();
+        let data = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0",
+            device.as_raw_fd()
+        );
+        let none = MsFlags::empty();
+        mount(
+            Some("silent"),
+            point,
+            Some("fuse"),
+            none,
+            Some(data.as_str()),
+        )
+        .expect("mount a FUSE file system");
+        Silent {
+            _device: device,
+            point: point.into(),
+        }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.point, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+cases! {
+    fn bind_mount(d) {
+        let c = d.container("c", &["true"]).mounts(vec![bind(&["rw"])]).created();
+        assert!(has(&at_rootfs(&c)[0], "rw"), "{:?}", at_rootfs(&c));
+        assert_runs(&c);
+    }
+
+    fn read_only_bind_mount(d) {
+        let c = d.container("c", &["true"]).mounts(vec![bind(&["ro", "nosuid", "noatime"])]).created();
+        let entry = &at_rootfs(&c)[0];
+        assert!(["ro", "nosuid", "noatime"].iter().all(|o| has(entry, o)), "{entry:?}");
+        assert_runs(&c);
+    }
+
+    fn mount_that_is_made_read_only_later(d) {
+        let mounts = vec![bind(&["rw"]), bind(&["remount", "ro"])];
+        let c = d.container("c", &["true"]).mounts(mounts).created();
+        let entries = at_rootfs(&c);
+        assert!(entries.len() == 1 && has(&entries[0], "ro"), "{entries:?}");
+        assert_runs(&c);
+    }
+
+    fn propagation(d) {
+        let rootfs = d.bundles_dir().join("c/rootfs");
+        let mounts = vec![bind(&["shared"]), a_mount("bind", &rootfs, &["bind", "slave"]), bind(&["rprivate"])];
+        let c = d.container("c", &["true"]).mounts(mounts).created();
+        let found: Vec<Vec<String>> = at_rootfs(&c).into_iter().map(|entry| entry.propagation).collect();
+        let is = |n: usize, kind: &str| found[n].len() == 1 && found[n][0].starts_with(kind);
+        assert!(is(0, "shared:") && is(1, "master:") && found[2].is_empty(), "{found:?}");
+        assert_runs(&c);
+    }
+
+    fn overlay_can_be_written_to(d) {
+        let c = d.shell("c", "echo text > /file").mounts(vec![overlay(d)]);
+        let c = c.spec(|spec| spec["root"]["readonly"] = false.into()).created();
+        assert_runs(&c);
+        assert_eq!(fs::read_to_string(d.path("upper/file")).unwrap(), "text\n");
+    }
+
+    fn overlay_of_more_layers_than_a_page_names(d) {
+        let mut layers: Vec<String> = (0..200).map(|n| {
+            let dir = d.path(&format!("snapshots/{n}/fs"));
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(format!("file{n}")), "").unwrap();
+            dir.to_str().unwrap().into()
+        }).collect();
+        // The lowest one, in a place of its own, where it has to be in common with the others.
+        let lowest = d.path("snapshots/lowest");
+        let output = process::run(Command::new("cp").arg("-a").arg(bundle::rootfs()).arg(&lowest), &[], d.patience);
+        assert_eq!(output.status, 0, "{}", output.stderr_text());
+        layers.push(lowest.to_str().unwrap().into());
+        let option = format!("lowerdir={}", layers.join(":"));
+        assert!(option.len() > 4096);
+        let layered = a_mount("overlay", "overlay", &[&option]);
+        let c = d.container("c", &["test", "-e", "/file0", "-a", "-e", "/file199"]).mounts(vec![layered]).created();
+        assert_runs(&c);
+    }
+
+    fn bind_mount_with_mapped_owners(d) {
+        let c = d.container("c", &["true"]).user_namespace(100_000);
+        let c = c.mounts(vec![bind(&["ro", "uidmap=0:100000:1000", "gidmap=0:100000:1000"])]).created();
+        let shell = fs::symlink_metadata(c.bundle.join("rootfs/bin/busybox")).unwrap();
+        assert_eq!((shell.uid(), shell.gid()), (100_000, 100_000));
+        assert!(has(at_rootfs(&c).last().unwrap(), "ro"), "{:?}", at_rootfs(&c));
+        assert_runs(&c);
+    }
+
+    fn overlay_with_mapped_owners(d) {
+        let mut mapped = overlay(d);
+        mapped.options.extend(["uidmap=0:100000:1000".into(), "gidmap=0:100000:1000".into()]);
+        for dir in ["upper", "work"] {
+            std::os::unix::fs::chown(d.path(dir), Some(100_000), Some(100_000)).unwrap();
+        }
+        let c = d.shell("c", "busybox stat -c %u /bin/busybox > /owner").user_namespace(100_000);
+        let c = c.spec(|spec| spec["root"]["readonly"] = false.into()).mounts(vec![mapped]).created();
+        assert_eq!(mounts_below(&c.bundle), [c.bundle.join("rootfs")]);
+        assert_runs(&c);
+        // Root inside, by what it saw and by what it wrote.
+        let owner = d.path("upper/owner");
+        assert_eq!(fs::read_to_string(&owner).unwrap(), "0\n");
+        assert_eq!(fs::metadata(&owner).unwrap().uid(), 100_000);
+        assert_eq!(mounts_below(&d.path("")), Vec::<PathBuf>::new());
+    }
+
+    fn id_map_that_is_none(d) {
+        let c = d.container("c", &["true"]).mounts(vec![bind(&["uidmap=zero", "gidmap=0:0:1"])]).shim();
+        assert!(c.create().is_err());
+        c.assert_gone();
+        c.shut_down();
+    }
+
+    fn image_on_a_loop_device(d) {
+        let image = image(d);
+        let c = d.shell("c", "echo text > /tmp/file").mounts(vec![a_mount("ext4", &image, &["loop"])]).created();
+        let device = at_rootfs(&c)[0].source.clone();
+        assert_eq!(loop_setting(&device, "backing_file").as_deref(), image.to_str());
+        assert_eq!(loop_setting(&device, "dio").as_deref(), Some("0"));
+        assert_runs(&c);
+        d.eventually("the device is free", || loop_setting(&device, "backing_file").as_deref() != image.to_str());
+    }
+
+    fn read_only_image_on_a_loop_device(d) {
+        let image = image(d);
+        let before = fs::read(&image).unwrap();
+        let c = d.container("c", &["true"]).mounts(vec![a_mount("ext4", &image, &["loop", "ro"])]).created();
+        let entry = &at_rootfs(&c)[0];
+        assert!(has(entry, "ro"), "{entry:?}");
+        let name = entry.source.trim_start_matches("/dev/");
+        assert_eq!(fs::read_to_string(format!("/sys/block/{name}/ro")).unwrap(), "1\n");
+        assert_runs(&c);
+        assert!(before == fs::read(&image).unwrap(), "the image was written to");
+    }
+
+    fn image_on_a_loop_device_past_the_page_cache(d) {
+        let image = image(d);
+        let c = d.container("c", &["true"]).mounts(vec![a_mount("ext4", image, &["loop", "ro", "direct-io"])]).created();
+        let device = at_rootfs(&c)[0].source.clone();
+        assert_eq!(loop_setting(&device, "dio").as_deref(), Some("1"));
+        assert_runs(&c);
+    }
+
+    fn image_that_is_not_there(d) {
+        let c = d.container("c", &["true"]).mounts(vec![a_mount("ext4", "/no/such/image", &["loop"])]).shim();
+        let failure = c.create().unwrap_err();
+        assert!(failure.message.contains("/no/such/image"), "{failure:?}");
+        c.assert_gone();
+        c.shut_down();
+    }
+
+    fn fuse_helper_mounts(d) {
+        let told = d.path("told");
+        let script = format!("echo \"$@\" > {}; exec mount --bind \"$1\" \"$2\"", told.display());
+        helper(d, &script);
+        let mounts = vec![a_mount("fuse3.some-fs", bundle::rootfs(), &["allow_other", "key=value"])];
+        let c = d.container("c", &["true"]).mounts(mounts).created();
+        let expected = format!(
+            "{} {}/rootfs -o allow_other -o key=value -t some-fs\n",
+            bundle::rootfs().display(), c.bundle.display(),
+        );
+        assert_eq!(fs::read_to_string(told).unwrap(), expected);
+        assert_runs(&c);
+    }
+
+    fn fuse_helper_fails(d) {
+        helper(d, "echo the moon is full >&2; exit 3");
+        let c = d.container("c", &["true"]).mounts(vec![a_mount("fuse3.some-fs", "source", &[])]).shim();
+        let failure = c.create().unwrap_err();
+        assert!(failure.message.contains("the moon is full"), "{failure:?}");
+        c.assert_gone();
+        c.shut_down();
+    }
+
+    fn fuse_helper_leaves_a_daemon_with_its_output(d) {
+        let pid = d.path("pid");
+        helper(d, &format!("sleep 1000 & echo $! > {}; exec mount --bind \"$1\" \"$2\"", pid.display()));
+        let c = d.container("c", &["true"]).mounts(vec![a_mount("fuse3.some-fs", bundle::rootfs(), &[])]).shim();
+        let created = c.create();
+        let daemon: i32 = fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        let left = process::alive(daemon);
+        process::signal(daemon, nix::sys::signal::Signal::SIGKILL);
+        created.unwrap();
+        assert!(left, "the daemon died with its helper");
+        assert_runs(&c);
+    }
+
+    fn targets_stay_in_the_rootfs(d) {
+        let upper = overlay(d);
+        let outside = d.path("outside");
+        fs::create_dir(&outside).unwrap();
+        let links = d.path("upper");
+        for dir in ["a", "b", "c", "d"] {
+            fs::create_dir(links.join(dir)).unwrap();
+        }
+        symlink("/a", links.join("absolute")).unwrap();
+        symlink("../../../../../../b", links.join("relative")).unwrap();
+        // Inside it names what outside is `outside`.
+        fs::create_dir_all(links.join(outside.strip_prefix("/").unwrap())).unwrap();
+        symlink(&outside, links.join("out")).unwrap();
+        let at = |target: &str| Mount { target: target.into(), ..a_mount("tmpfs", "tmpfs", &[]) };
+        let mounts = vec![upper, at("absolute"), at("/relative"), at("out"), at("c/../../d")];
+        let c = d.container("c", &["true"]).mounts(mounts).created();
+        let rootfs = c.bundle.join("rootfs");
+        let inside = rootfs.join(outside.strip_prefix("/").unwrap());
+        let expected = [rootfs.clone(), rootfs.join("a"), rootfs.join("b"), inside, rootfs.join("d")];
+        assert_eq!(mounts_below(&d.path("")), expected);
+        assert_runs(&c);
+    }
+
+    fn target_that_is_not_there(d) {
+        let target = Mount { target: "no/such/place".into(), ..a_mount("tmpfs", "tmpfs", &[]) };
+        let c = d.container("c", &["true"]).mounts(vec![bind(&["ro"]), target]).shim();
+        let failure = c.create().unwrap_err();
+        assert!(failure.message.contains("no/such/place"), "{failure:?}");
+        c.assert_gone();
+        c.shut_down();
+    }
+
+    fn option_for_containerds_mount_manager(d) {
+        let c = d.container("c", &["true"]).mounts(vec![bind(&["ro", "X-containerd.mkdir.path=/x"])]).shim();
+        let failure = c.create().unwrap_err();
+        assert!(failure.message.contains("was not consumed by the mount manager"), "{failure:?}");
+        c.assert_gone();
+        c.shut_down();
+    }
+
+    fn rootfs_directory_is_made(d) {
+        let c = d.container("c", &["true"]).shim();
+        fs::remove_dir(c.bundle.join("rootfs")).unwrap();
+        c.create().unwrap();
+        assert_runs(&c);
+    }
+
+    fn what_others_mounted_in_the_rootfs_goes_too(d) {
+        let c = d.running("c");
+        for (place, none) in [("tmp", MsFlags::empty()), ("tmp", MsFlags::empty()), ("run", MsFlags::empty())] {
+            mount(Some("tmpfs"), &c.bundle.join("rootfs").join(place), Some("tmpfs"), none, None::<&str>).unwrap();
+        }
+        assert_eq!(mounts_below(&c.bundle).len(), 4);
+        c.end();
+        c.finish();
+    }
+
+    fn what_others_mounted_goes_with_a_dead_shim(d) {
+        let c = d.running("c");
+        mount(Some("tmpfs"), &c.bundle.join("rootfs/tmp"), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        c.kill_shim();
+        d.delete("c");
+        c.assert_gone();
+    }
+
+    fn busy_rootfs_is_unmounted_when_it_is_free(d) {
+        let other = d.container("other", &["sleep", "inf"]).group("pod").run();
+        let c = d.container("c", &["true"]).group("pod").run();
+        c.exit_status();
+        let user = File::open(c.bundle.join("rootfs/bin/busybox")).unwrap();
+        let delete = c.delete_pending();
+        // Meanwhile the pod is served.
+        assert_eq!(other.status(), Status::RUNNING);
+        assert_eq!(other.pids().unwrap().len(), 1);
+        drop(user);
+        delete.wait().unwrap();
+        c.assert_gone();
+        other.end();
+        other.finish();
+    }
+
+    fn busy_rootfs_is_told_and_unmounted_later(d) {
+        let c = d.container("c", &["sh", "-c", "exit 3"]).run();
+        c.exit_status();
+        let user = File::open(c.bundle.join("rootfs/bin/busybox")).unwrap();
+        c.delete().refused(Code::UNKNOWN, "failed rootfs umount");
+        assert_eq!((c.status(), c.exit_status()), (Status::STOPPED, 3));
+        drop(user);
+        assert_eq!(c.delete().unwrap().exit_status, 3);
+        assert_eq!(d.events.until("c", "delete"), ["create", "start", "exit", "delete"]);
+        c.shut_down();
+    }
+
+    fn dead_file_system_in_the_rootfs(d) {
+        let c = d.running("c");
+        let _silent = Silent::mounted(&c.bundle.join("rootfs/tmp"));
+        c.end();
+        c.finish();
+    }
+
+    fn dead_file_system_on_the_rootfs(d) {
+        let c = d.running("c");
+        // All that is mounted below is only to be reached through it.
+        mount(Some("tmpfs"), &c.bundle.join("rootfs/tmp"), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        let _silent = Silent::mounted(&c.bundle.join("rootfs"));
+        c.end();
+        c.finish();
+    }
+
+    fn mount_that_hangs_holds_up_nobody_else(d) {
+        let other = d.container("other", &["sleep", "inf"]).group("pod").run();
+        let point = d.path("silent");
+        fs::create_dir(&point).unwrap();
+        let silent = Silent::mounted(&point);
+        let hanging = a_mount("bind", point.join("dir"), &["bind"]);
+        let c = d.container("c", &["true"]).group("pod").mounts(vec![hanging]).shim();
+        let create = c.create_pending();
+        for _ in 0..3 {
+            assert_eq!(other.status(), Status::RUNNING);
+            other.exec("e", &["true"]).unwrap().start().unwrap();
+            assert_eq!(other.process("e").exit_status(), 0);
+            other.process("e").delete().unwrap();
+        }
+        assert!(!create.answered());
+        drop(silent);
+        assert!(create.wait().is_err());
+        other.end();
+        other.finish();
+        c.assert_gone();
+    }
+}

@@ -98,10 +98,14 @@ const GO1: &[Shim] = &[Go16, Go17];
 
 const DEV_NULL: &str = "youki reopens /dev/null, but not for writing";
 const CAPABILITY: &str = "youki refuses capabilities that it does not know";
+const CRUN: &str = "Go does not take crun's words for a container that does not exist";
 const CGROUP: &str = "Go's cgroup library loads no cgroup on a machine with both versions mounted";
 const LOCK: &str = "Go holds a lock that State needs while the runtime runs";
 const GC: &str = "Go leaves descriptors to its garbage collector";
 const ORDER: &str = "Go sends later events before it tries an earlier one again, and gives up";
+const TWICE: &str =
+    "an exec that failed to start and is started again takes the shim down when it ends";
+const DEAD: &str = "Go asks the file system itself before it unmounts it";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
 
 const TABLE: &[Difference] = &[
@@ -157,6 +161,137 @@ const TABLE: &[Difference] = &[
         "options_with_a_prefixed_type",
         "1.6 wants the bare type's name",
     ),
+    fails(
+        GO,
+        "options_in_a_toml_file",
+        "Go knows no runtimeoptions.v1",
+    ),
+    fails(GO, "options_that_are_no_message", "Go has no code for it"),
+    fails(
+        GO,
+        "checkpoint_options_of_an_unknown_type",
+        "Go has no code for it",
+    ),
+    // states
+    fails(
+        GO,
+        "other_execs_of_a_paused_container",
+        "Go calls all execs paused, so that clients do not delete one that ended",
+    ),
+    fails(GO, "init_is_pausing_while_the_runtime_pauses_it", LOCK),
+    fails_with(
+        "runc",
+        GO,
+        "pids_of_a_stopped_container_are_no_empty_list",
+        "Go's list is empty, which to containerd means that the container is lost",
+    ),
+    fails(GO, "runtime_fails_to_exec_and_is_asked_again", TWICE),
+    fails(GO, "runtime_is_taken_away", TWICE),
+    may_fail(
+        GO,
+        "one_of_many_starts_of_an_exec_is_heeded",
+        "each start that was refused may tell an exit of its own",
+    ),
+    // signals
+    fails(
+        GO,
+        "kill_all_of_a_stopped_container",
+        "the runtime finds nobody to kill, and says so to nobody",
+    ),
+    may_fail(
+        &[Go16],
+        "end_of_an_init_in_anothers_pid_namespace",
+        "before 1.6.29 the order is the reaper's",
+    ),
+    fails(&[Go2], "end_of_an_init_in_anothers_pid_namespace", GROUP),
+    // times
+    fails(
+        GO,
+        "time_of_an_exit_that_is_held_back_is_the_reaps",
+        "Go takes the time when it tells the exit",
+    ),
+    fails(
+        GO,
+        "time_of_an_event_that_is_held_back_is_its_makings",
+        "Go takes the time when it sends the event",
+    ),
+    // Shutdown
+    may_fail(
+        GO,
+        "nobody_is_taken_once_shutdown_is_answered",
+        "Go answers, and then takes its time to close the socket",
+    ),
+    may_fail(
+        GO,
+        "start_right_after_shutdown_finds_a_server_that_stays",
+        "it finds the one that ends",
+    ),
+    may_fail(
+        GO,
+        "waits_are_answered_before_the_shim_ends",
+        "Go may end with answers unsent",
+    ),
+    fails(
+        &[Go2],
+        "shutdown_waits_for_a_container_that_another_client_makes",
+        GROUP,
+    ),
+    // mounts
+    fails(
+        GO,
+        "bind_mount_with_mapped_owners",
+        "up to 2.1 only overlay maps owners",
+    ),
+    fails(
+        GO1,
+        "overlay_with_mapped_owners",
+        "before 2.0 no mount maps owners",
+    ),
+    fails(GO1, "id_map_that_is_none", "before 2.0 it is no option"),
+    fails(
+        &[Go16],
+        "image_on_a_loop_device_past_the_page_cache",
+        "before 1.7 it is no option",
+    ),
+    fails(
+        GO,
+        "propagation",
+        "Go has no such options, and gives them to the file system",
+    ),
+    fails(
+        GO,
+        "option_for_containerds_mount_manager",
+        "which came with 2.2",
+    ),
+    fails(
+        &[Go16],
+        "targets_stay_in_the_rootfs",
+        "before 1.7 mounts have no target",
+    ),
+    fails(
+        GO1,
+        "target_that_is_not_there",
+        "1.6 knows of no targets, 1.7 does not name it",
+    ),
+    fails(
+        GO,
+        "fuse_helper_leaves_a_daemon_with_its_output",
+        "Go waits for the end of the output",
+    ),
+    fails(
+        &[Go16],
+        "what_others_mounted_in_the_rootfs_goes_too",
+        "1.6 unmounts the rootfs only",
+    ),
+    fails(
+        &[Go16],
+        "what_others_mounted_goes_with_a_dead_shim",
+        "1.6 unmounts the rootfs only",
+    ),
+    fails(GO, "dead_file_system_in_the_rootfs", DEAD),
+    fails(GO, "dead_file_system_on_the_rootfs", DEAD),
+    fails(GO, "mount_that_hangs_holds_up_nobody_else", LOCK),
+    fails(&[Go2], "busy_rootfs_is_unmounted_when_it_is_free", GROUP),
     // requests
     fails(
         GO,
@@ -214,12 +349,10 @@ const TABLE: &[Difference] = &[
         "runtimes_old_words_are_not_passed_on",
         "all calls share a log, read from its beginning",
     ),
-    fails_with(
-        "crun",
-        GO,
-        "container_is_restored_when_it_is_started",
-        "Go does not take crun's words for a container that does not exist",
-    ),
+    fails_with("crun", GO, "container_is_restored_when_it_is_started", CRUN),
+    fails_with("crun", GO, "init_to_be_restored", CRUN),
+    fails_with("crun", GO, "criu_work_path", CRUN),
+    fails_with("crun", GO, "busy_rootfs_is_told_and_unmounted_later", CRUN),
     fails_with(
         "crun",
         GO,
@@ -280,6 +413,12 @@ const TABLE: &[Difference] = &[
     may_fail(GO, "terminal", GC),
     may_fail(GO, "terminal_of_an_exec", GC),
     may_fail(GO, "failed_execs_leave_no_descriptor", GC),
+    may_fail(GO, "execs_that_nobody_deletes_go_with_the_container", GC),
+    may_fail(
+        GO,
+        "no_descriptor_is_passed_on",
+        "Go keeps what it inherits, and passes it on",
+    ),
     // events
     may_fail(
         GO,

@@ -21,5 +21,8 @@ mod cases {
     mod start;
     mod stdio;
     mod times;
+    mod unmount;
+    mod userns;
+    mod wait;
     mod wire;
 }

@@ -1,9 +1,7 @@
-//! Execs, and what is asked of processes: Exec, Wait, Kill, Pids.
-
-use std::time::Duration;
+//! Execs, and what is asked of processes: Exec, Kill, Pids.
 
 use containerd_shim_rs_v2::proto::types::Status;
-use containerd_shim_rs_v2::proto::{Empty, Message, runc, task};
+use containerd_shim_rs_v2::proto::{Empty, Message, runc};
 use serde_json::json;
 
 use crate::harness::runtime::At;
@@ -163,67 +161,6 @@ cases! {
         assert_eq!(events, ["create", "start", "exec-added e", "exec-started e", "exit e"]);
     }
 
-    fn wait_answers_all_who_ask_before_and_after(d) {
-        let c = d.running("c");
-        let connections: Vec<_> = (0..5).map(|_| c.reconnect()).collect();
-        let early: Vec<_> = connections.iter().map(|other| c.over(other).wait_pending()).collect();
-        let gone = c.over(&c.reconnect()).wait_pending();
-        drop(gone);
-        c.end();
-        for wait in early {
-            assert_eq!(wait.wait().unwrap().exit_status, 137);
-        }
-        for other in &connections {
-            assert_eq!(c.over(other).exit_status(), 137);
-        }
-        c.finish();
-    }
-
-    fn wait_is_answered_though_delete_follows_at_once(d) {
-        let c = d.running("c");
-        let other = c.reconnect();
-        let waits: Vec<_> = (0..20).map(|_| c.over(&other).wait_pending()).collect();
-        c.kill(9).unwrap();
-        d.events.get("c", "exit");
-        c.delete().unwrap();
-        for wait in waits {
-            assert_eq!(wait.wait().unwrap().exit_status, 137);
-        }
-        c.shut_down();
-    }
-
-    fn wait_keeps_to_its_deadline(d) {
-        let c = d.running("c");
-        let wait = c.wait_within(Duration::from_millis(100));
-        wait.wait().refused(Code::DEADLINE_EXCEEDED, "");
-        let wait = c.wait_pending();
-        c.end();
-        assert_eq!(wait.wait().unwrap().exit_status, 137);
-    }
-
-    fn wait_for_a_client_that_left(d) {
-        let c = d.running("c");
-        for _ in 0..20 {
-            let other = c.reconnect();
-            let _waiting: wire::Pending<task::WaitResponse> = c.over(&other).wait_pending();
-            other.close();
-        }
-        assert_eq!(c.status(), Status::RUNNING);
-        c.end();
-        c.finish();
-    }
-
-    fn requests_do_not_queue_behind_each_other(d) {
-        let c = d.running("c");
-        let waits: Vec<_> = (0..10).map(|_| c.wait_pending()).collect();
-        assert_eq!(c.status(), Status::RUNNING);
-        assert!(waits.iter().all(|wait| !wait.answered()));
-        c.end();
-        for wait in waits {
-            wait.wait().unwrap();
-        }
-    }
-
     fn real_time_signal_to_an_exec(d) {
         let fifos = d.fifos("e");
         let c = d.running("c");
@@ -310,5 +247,88 @@ cases! {
         let answer: Result<Empty, _> = c.update(Some("{\"memory\": "));
         assert!(answer.is_err());
         assert_eq!(c.status(), Status::RUNNING);
+    }
+
+    fn one_of_many_execs_with_the_same_id_is_added(d) {
+        let c = d.running("c");
+        let message = c.exec_message("e", serde_json::to_vec(&bundle::process(&["true"])).unwrap(), &Stdio::default());
+        let asked: Vec<wire::Pending<Empty>> = (0..20).map(|_| c.send("Exec", &message)).collect();
+        let answers: Vec<_> = asked.into_iter().map(wire::Pending::wait).collect();
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
+        for refused in answers.into_iter().filter(Result::is_err) {
+            refused.refused(Code::ALREADY_EXISTS, "id e: already exists");
+        }
+        c.end();
+        assert_eq!(d.events.until("c", "exit"), ["create", "start", "exec-added e", "exit"]);
+    }
+
+    fn one_of_many_starts_of_an_exec_is_heeded(d) {
+        let c = d.running("c");
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let starts: Vec<_> = (0..10).map(|_| e.start_pending()).collect();
+        let answers: Vec<_> = starts.into_iter().map(wire::Pending::wait).collect();
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
+        for refused in answers.into_iter().filter(Result::is_err) {
+            refused.refused(Code::UNKNOWN, "cannot start a running process");
+        }
+        e.kill(9).unwrap();
+        assert_eq!(e.exit_status(), 137);
+        let events = d.events.until("c", "exit e");
+        assert_eq!(events, ["create", "start", "exec-added e", "exec-started e", "exit e"]);
+    }
+
+    fn execs_state_says_what_was_requested(d) {
+        let fifos = d.terminal("e");
+        let c = d.running("c");
+        let e = c.exec_with("e", &["sleep", "inf"], &fifos.stdio).unwrap();
+        let state = e.state().unwrap();
+        assert_eq!((state.id.as_str(), state.bundle.as_str()), ("e", c.bundle.to_str().unwrap()));
+        assert_eq!((state.stdin, state.stdout, state.stderr), (fifos.stdio.stdin, fifos.stdio.stdout, String::new()));
+        assert!(state.terminal);
+        assert!(!c.state().unwrap().terminal);
+    }
+
+    fn runtime_gets_the_execs_spec_whole(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        let mut process = bundle::process(&["true"]);
+        process["capabilities"]["bounding"] = json!(["CAP_OF_THE_FUTURE"]);
+        process["rlimits"] = json!([{"type": "RLIMIT_OF_THE_FUTURE", "hard": 1, "soft": 1}]);
+        process["fieldOfTheFuture"] = json!({"number": 1.5});
+        let message = c.exec_message("e", serde_json::to_vec(&process).unwrap(), &Stdio::default());
+        c.exec_request(&message).unwrap();
+        let mut held = runtime.hold("exec", At::Before);
+        let start = c.process("e").start_pending();
+        held.reached();
+        let arguments = runtime.arguments("exec");
+        let file = arguments.iter().position(|word| word == "--process").unwrap() + 1;
+        let mut given: serde_json::Value = serde_json::from_slice(&std::fs::read(&arguments[file]).unwrap()).unwrap();
+        // It is the request that says whether there is a terminal; Go leaves out what is false.
+        assert_ne!(given["terminal"].take(), json!(true));
+        process["terminal"] = json!(null);
+        // Go's shim knows the fields of its time.
+        if shim() != crate::differences::Shim::Ours {
+            process.as_object_mut().unwrap().remove("fieldOfTheFuture");
+        }
+        assert_eq!(given, process);
+        held.release();
+        let _ = start.wait();
+        d.eventually("the spec's file is gone", || !std::path::Path::new(&arguments[file]).exists());
+    }
+
+    fn execs_that_nobody_deletes_go_with_the_container(d) {
+        let c = d.running("c");
+        let (_, fifos, terminal) = (c.exec("created", &["true"]).unwrap(), d.fifos("f"), d.terminal("t"));
+        for (id, stdio) in [("stopped", &fifos.stdio), ("terminal", &terminal.stdio)] {
+            let e = c.exec_with(id, &["true"], stdio).unwrap();
+            e.start().unwrap();
+            e.exit_status();
+        }
+        c.end();
+        c.delete().unwrap();
+        let descriptors = || c.footprint().0;
+        let of_execs = |name: &String| name.contains("ptmx") || name.contains("/io/") || name.starts_with("pipe");
+        d.eventually("no descriptor of an exec", || !descriptors().iter().any(of_execs));
+        c.shut_down();
     }
 }

@@ -340,4 +340,15 @@ cases! {
         c.end();
         c.finish();
     }
+
+    fn no_descriptor_is_passed_on(d) {
+        let (fifos, terminal) = (d.fifos("c"), d.terminal("e"));
+        let c = d.container("c", &["sleep", "inf"]).stdio(fifos.stdio).run();
+        c.exec_with("e", &["sleep", "inf"], &terminal.stdio).unwrap().start().unwrap();
+        let other = c.reconnect();
+        c.over(&other).state().unwrap();
+        // The terminal's master among them.
+        assert!(c.footprint().0.iter().any(|name| name.contains("ptmx")), "{:?}", c.footprint().0);
+        assert_eq!(c.inheritable(), Vec::<String>::new());
+    }
 }

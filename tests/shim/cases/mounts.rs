@@ -1,5 +1,4 @@
-//! Rootfs mounts: every kind of them, where they go, and their end, whatever else is
-//! mounted there or holds on to them.
+//! Rootfs mounts: every kind of them, and where they go.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -7,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use containerd_shim_rs_v2::proto::Mount;
-use containerd_shim_rs_v2::proto::types::Status;
-use nix::mount::{MsFlags, mount};
 
 use crate::harness::container::Container;
 use crate::harness::machine::{MountEntry, mount_entries_below, mounts_below};
@@ -85,46 +82,6 @@ fn helper(d: &Daemon, script: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     let path = std::env::var("PATH").unwrap();
     d.set_env("PATH", &format!("{}:{path}", dir.display()));
-}
-
-/// A FUSE file system at `point` that answers nothing until it is dropped.
-struct Silent {
-    _device: File,
-    point: PathBuf,
-}
-
-impl Silent {
-    fn mounted(point: &Path) -> Silent {
-        use std::os::fd::AsRawFd;
-        let device = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .unwrap();
-        let data = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0",
-            device.as_raw_fd()
-        );
-        let none = MsFlags::empty();
-        mount(
-            Some("silent"),
-            point,
-            Some("fuse"),
-            none,
-            Some(data.as_str()),
-        )
-        .expect("mount a FUSE file system");
-        Silent {
-            _device: device,
-            point: point.into(),
-        }
-    }
-}
-
-impl Drop for Silent {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.point, nix::mount::MntFlags::MNT_DETACH);
-    }
 }
 
 cases! {
@@ -337,89 +294,5 @@ cases! {
         fs::remove_dir(c.bundle.join("rootfs")).unwrap();
         c.create().unwrap();
         assert_runs(&c);
-    }
-
-    fn what_others_mounted_in_the_rootfs_goes_too(d) {
-        let c = d.running("c");
-        for (place, none) in [("tmp", MsFlags::empty()), ("tmp", MsFlags::empty()), ("run", MsFlags::empty())] {
-            mount(Some("tmpfs"), &c.bundle.join("rootfs").join(place), Some("tmpfs"), none, None::<&str>).unwrap();
-        }
-        assert_eq!(mounts_below(&c.bundle).len(), 4);
-        c.end();
-        c.finish();
-    }
-
-    fn what_others_mounted_goes_with_a_dead_shim(d) {
-        let c = d.running("c");
-        mount(Some("tmpfs"), &c.bundle.join("rootfs/tmp"), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-        c.kill_shim();
-        d.delete("c");
-        c.assert_gone();
-    }
-
-    fn busy_rootfs_is_unmounted_when_it_is_free(d) {
-        let other = d.container("other", &["sleep", "inf"]).group("pod").run();
-        let c = d.container("c", &["true"]).group("pod").run();
-        c.exit_status();
-        let user = File::open(c.bundle.join("rootfs/bin/busybox")).unwrap();
-        let delete = c.delete_pending();
-        // Meanwhile the pod is served.
-        assert_eq!(other.status(), Status::RUNNING);
-        assert_eq!(other.pids().unwrap().len(), 1);
-        drop(user);
-        delete.wait().unwrap();
-        c.assert_gone();
-        other.end();
-        other.finish();
-    }
-
-    fn busy_rootfs_is_told_and_unmounted_later(d) {
-        let c = d.container("c", &["sh", "-c", "exit 3"]).run();
-        c.exit_status();
-        let user = File::open(c.bundle.join("rootfs/bin/busybox")).unwrap();
-        c.delete().refused(Code::UNKNOWN, "failed rootfs umount");
-        assert_eq!((c.status(), c.exit_status()), (Status::STOPPED, 3));
-        drop(user);
-        assert_eq!(c.delete().unwrap().exit_status, 3);
-        assert_eq!(d.events.until("c", "delete"), ["create", "start", "exit", "delete"]);
-        c.shut_down();
-    }
-
-    fn dead_file_system_in_the_rootfs(d) {
-        let c = d.running("c");
-        let _silent = Silent::mounted(&c.bundle.join("rootfs/tmp"));
-        c.end();
-        c.finish();
-    }
-
-    fn dead_file_system_on_the_rootfs(d) {
-        let c = d.running("c");
-        // All that is mounted below is only to be reached through it.
-        mount(Some("tmpfs"), &c.bundle.join("rootfs/tmp"), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-        let _silent = Silent::mounted(&c.bundle.join("rootfs"));
-        c.end();
-        c.finish();
-    }
-
-    fn mount_that_hangs_holds_up_nobody_else(d) {
-        let other = d.container("other", &["sleep", "inf"]).group("pod").run();
-        let point = d.path("silent");
-        fs::create_dir(&point).unwrap();
-        let silent = Silent::mounted(&point);
-        let hanging = a_mount("bind", point.join("dir"), &["bind"]);
-        let c = d.container("c", &["true"]).group("pod").mounts(vec![hanging]).shim();
-        let create = c.create_pending();
-        for _ in 0..3 {
-            assert_eq!(other.status(), Status::RUNNING);
-            other.exec("e", &["true"]).unwrap().start().unwrap();
-            assert_eq!(other.process("e").exit_status(), 0);
-            other.process("e").delete().unwrap();
-        }
-        assert!(!create.answered());
-        drop(silent);
-        assert!(create.wait().is_err());
-        other.end();
-        other.finish();
-        c.assert_gone();
     }
 }

@@ -218,4 +218,25 @@ cases! {
             assert!(!info.version.version.is_empty());
         }
     }
+
+    fn core_scheduling_is_on_or_start_says_why_not(d) {
+        d.set_env("SCHED_CORE", "1");
+        let bundle = d.container("c", &["true"]).bundle();
+        let output = d.start(Dialect::Legacy, "c", &bundle, None);
+        // Without a kernel or a processor that can, a container must not run as if they could.
+        match output.status {
+            0 => drop(d.answer(Dialect::Legacy, &output)),
+            _ => {
+                let known: &[&str] = &["nvalid argument", "o such device"];
+                let text = output.stderr_text();
+                assert!(text.contains("core") && known.iter().any(|cause| text.contains(cause)), "{text}");
+                assert_refused(d, &output, "enable");
+            }
+        }
+    }
+
+    fn no_core_scheduling_unless_asked_for(d) {
+        d.set_env("SCHED_CORE", "");
+        whole_life(d, Dialect::Legacy);
+    }
 }

@@ -327,24 +327,6 @@ impl Container<'_> {
     pub fn assert_gone(&self) {
         assert_eq!(self.daemon.leftovers(&self.container), Vec::<String>::new());
     }
-
-    /// Descriptors and threads of the shim's server.
-    pub fn footprint(&self) -> (Vec<String>, usize) {
-        let names = |dir: &str| {
-            let dir = format!("/proc/{}/{dir}", self.shim_pid);
-            let entries = fs::read_dir(dir).expect("look at the shim").flatten();
-            entries.map(|entry| entry.path()).collect::<Vec<_>>()
-        };
-        let link = |path: &PathBuf| {
-            fs::read_link(path)
-                .unwrap_or_default()
-                .display()
-                .to_string()
-        };
-        let mut descriptors: Vec<String> = names("fd").iter().map(link).collect();
-        descriptors.sort();
-        (descriptors, names("task").len())
-    }
 }
 
 /// A packed message.

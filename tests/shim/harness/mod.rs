@@ -15,6 +15,7 @@ pub mod events;
 pub mod machine;
 pub mod process;
 pub mod runtime;
+mod server;
 pub mod stdio;
 pub mod task;
 pub mod wire;

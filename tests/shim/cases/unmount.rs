@@ -1,0 +1,133 @@
+//! The end of rootfs mounts, whatever else is mounted there or holds on to them; and
+//! file systems that do not answer.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_rs_v2::proto::Mount;
+use containerd_shim_rs_v2::proto::types::Status;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::harness::machine::mounts_below;
+use crate::harness::*;
+
+#[track_caller]
+fn mount_tmpfs(point: &Path) {
+    let (kind, none) = (Some("tmpfs"), MsFlags::empty());
+    mount(kind, point, kind, none, None::<&str>).expect("mount a tmpfs");
+}
+
+/// A FUSE file system at `point` that answers nothing until it is dropped.
+struct Silent {
+    _device: File,
+    point: PathBuf,
+}
+
+impl Silent {
+    fn mounted(point: &Path) -> Silent {
+        let device = File::options().read(true).write(true).open("/dev/fuse");
+        let device = device.expect("open /dev/fuse");
+        let fd = device.as_raw_fd();
+        let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
+        let (kind, none) = (Some("fuse"), MsFlags::empty());
+        mount(Some("silent"), point, kind, none, Some(data.as_str())).expect("mount it");
+        Silent {
+            _device: device,
+            point: point.into(),
+        }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        let _ = umount2(&self.point, MntFlags::MNT_DETACH);
+    }
+}
+
+cases! {
+    fn what_others_mounted_in_the_rootfs_goes_too(d) {
+        let c = d.running("c");
+        for place in ["tmp", "tmp", "run"] {
+            mount_tmpfs(&c.bundle.join("rootfs").join(place));
+        }
+        assert_eq!(mounts_below(&c.bundle).len(), 4);
+        c.end();
+        c.finish();
+    }
+
+    fn what_others_mounted_goes_with_a_dead_shim(d) {
+        let c = d.running("c");
+        mount_tmpfs(&c.bundle.join("rootfs/tmp"));
+        c.kill_shim();
+        d.delete("c");
+        c.assert_gone();
+    }
+
+    fn busy_rootfs_is_unmounted_when_it_is_free(d) {
+        let other = d.container("other", &["sleep", "inf"]).group("pod").run();
+        let c = d.container("c", &["true"]).group("pod").run();
+        c.exit_status();
+        let user = File::open(c.bundle.join("rootfs/bin/busybox")).unwrap();
+        let delete = c.delete_pending();
+        // Meanwhile the pod is served.
+        assert_eq!(other.status(), Status::RUNNING);
+        assert_eq!(other.pids().unwrap().len(), 1);
+        drop(user);
+        delete.wait().unwrap();
+        c.assert_gone();
+        other.end();
+        other.finish();
+    }
+
+    fn busy_rootfs_is_told_and_unmounted_later(d) {
+        let c = d.container("c", &["sh", "-c", "exit 3"]).run();
+        c.exit_status();
+        let user = File::open(c.bundle.join("rootfs/bin/busybox")).unwrap();
+        c.delete().refused(Code::UNKNOWN, "failed rootfs umount");
+        assert_eq!((c.status(), c.exit_status()), (Status::STOPPED, 3));
+        drop(user);
+        assert_eq!(c.delete().unwrap().exit_status, 3);
+        assert_eq!(d.events.until("c", "delete"), ["create", "start", "exit", "delete"]);
+        c.shut_down();
+    }
+
+    fn dead_file_system_in_the_rootfs(d) {
+        let c = d.running("c");
+        let _silent = Silent::mounted(&c.bundle.join("rootfs/tmp"));
+        c.end();
+        c.finish();
+    }
+
+    fn dead_file_system_on_the_rootfs(d) {
+        let c = d.running("c");
+        // All that is mounted below is only to be reached through it.
+        mount_tmpfs(&c.bundle.join("rootfs/tmp"));
+        let _silent = Silent::mounted(&c.bundle.join("rootfs"));
+        c.end();
+        c.finish();
+    }
+
+    fn mount_that_hangs_holds_up_nobody_else(d) {
+        let other = d.container("other", &["sleep", "inf"]).group("pod").run();
+        let point = d.path("silent");
+        fs::create_dir(&point).unwrap();
+        let silent = Silent::mounted(&point);
+        let source = point.join("dir").to_str().unwrap().to_string();
+        let hanging = Mount { type_: "bind".into(), source, options: vec!["bind".into()], ..Default::default() };
+        let c = d.container("c", &["true"]).group("pod").mounts(vec![hanging]).shim();
+        let create = c.create_pending();
+        for _ in 0..3 {
+            assert_eq!(other.status(), Status::RUNNING);
+            other.exec("e", &["true"]).unwrap().start().unwrap();
+            assert_eq!(other.process("e").exit_status(), 0);
+            other.process("e").delete().unwrap();
+        }
+        assert!(!create.answered());
+        drop(silent);
+        assert!(create.wait().is_err());
+        other.end();
+        other.finish();
+        c.assert_gone();
+    }
+}

@@ -368,6 +368,6 @@ fn on_terminal(mut command: Command, input: &str) -> (String, i32) {
             status.code().unwrap_or(-1),
         ));
     });
-    let done = receive.recv_timeout(world::LIMIT);
-    done.unwrap_or_else(|_| panic!("waited {:?} for ctr on a terminal", world::LIMIT))
+    let done = receive.recv_timeout(world::limit());
+    done.unwrap_or_else(|_| panic!("waited {:?} for ctr on a terminal", world::limit()))
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::world::{self, LIMIT};
+use crate::world::{self, limit};
 
 /// The image that `hack/daemon` imports.
 pub const IMAGE: &str = "localhost/busybox:latest";
@@ -219,8 +219,8 @@ impl Running {
 
     /// Waits for its end; its standard input stays open until then.
     pub fn wait_with_open_stdin(self) -> Done {
-        let done = self.done.recv_timeout(LIMIT);
-        done.unwrap_or_else(|_| panic!("waited {LIMIT:?} for the end of {}", self.line))
+        let done = self.done.recv_timeout(limit());
+        done.unwrap_or_else(|_| panic!("waited {:?} for the end of {}", limit(), self.line))
     }
 }
 
@@ -296,8 +296,8 @@ impl Events {
         loop {
             let line = self
                 .lines
-                .recv_timeout(LIMIT)
-                .unwrap_or_else(|_| panic!("waited {LIMIT:?} for {last} after {topics:?}"));
+                .recv_timeout(limit())
+                .unwrap_or_else(|_| panic!("waited {:?} for {last} after {topics:?}", limit()));
             let Some(topic) = line
                 .split_whitespace()
                 .find_map(|word| word.strip_prefix("/tasks/"))

@@ -15,14 +15,28 @@ use std::time::{Duration, Instant};
 /// Set inside a world; its value is the name of the test.
 const INSIDE: &str = "DAEMON_TEST";
 
-/// A case that hangs gives up after this; each of its steps has its own, shorter limit.
-const CASE_LIMIT: Duration = Duration::from_secs(100);
-
-/// If even that does not end its world, it is killed after this many seconds.
-const WORLD_LIMIT: &str = "150";
-
 /// The longest that anything a daemon or shim does may take here.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub fn limit() -> Duration {
+    stretched(30)
+}
+
+/// A case that hangs gives up after this; each of its steps has its own, shorter limit.
+fn case_limit() -> Duration {
+    stretched(100)
+}
+
+/// If even that does not end its world, it is killed after this.
+fn world_limit() -> Duration {
+    stretched(150)
+}
+
+/// This many seconds, `PATIENCE` times: an emulated machine needs more than a real one.
+fn stretched(seconds: u64) -> Duration {
+    let factor = std::env::var("PATIENCE").map_or(1, |factor| {
+        factor.parse().expect("PATIENCE is a whole number")
+    });
+    Duration::from_secs(seconds * factor)
+}
 
 /// Runs `case` in a world of its own beside containerd `version`; `test` is the
 /// full name of the calling test.
@@ -31,8 +45,8 @@ pub fn enter(version: &str, test: &str, case: impl FnOnce()) {
     if std::env::var(INSIDE).as_deref() == Ok(name) {
         let _log = LogOnPanic;
         std::thread::spawn(|| {
-            std::thread::sleep(CASE_LIMIT);
-            println!("the case has not ended after {CASE_LIMIT:?}");
+            std::thread::sleep(case_limit());
+            println!("the case has not ended after {:?}", case_limit());
             std::process::exit(1);
         });
         case();
@@ -40,7 +54,7 @@ pub fn enter(version: &str, test: &str, case: impl FnOnce()) {
         return;
     }
     let output = Command::new("timeout")
-        .args(["--signal=KILL", WORLD_LIMIT])
+        .args(["--signal=KILL", &world_limit().as_secs().to_string()])
         .args([&daemon_script(), version])
         .arg(std::env::current_exe().expect("this program's path"))
         .args(["--exact", name, "--nocapture", "--quiet"])
@@ -58,11 +72,12 @@ pub fn enter(version: &str, test: &str, case: impl FnOnce()) {
     }
 }
 
-/// Waits until `done` holds; fails naming `what` after [`LIMIT`].
+/// Waits until `done` holds; fails naming `what` after [`limit`].
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
+    let limit = limit();
+    let deadline = Instant::now() + limit;
     while !done() {
-        assert!(Instant::now() < deadline, "waited {LIMIT:?} for {what}");
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -113,7 +128,8 @@ pub fn shims() -> Vec<i32> {
 
 /// Fails unless no process, mount, cgroup, socket or state of any container is left.
 fn assert_nothing_left() {
-    let deadline = Instant::now() + LIMIT;
+    let limit = limit();
+    let deadline = Instant::now() + limit;
     loop {
         let left = left_overs();
         if left.is_empty() {
@@ -121,7 +137,7 @@ fn assert_nothing_left() {
         }
         assert!(
             Instant::now() < deadline,
-            "left behind after {LIMIT:?}:\n{left}"
+            "left behind after {limit:?}:\n{left}"
         );
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -17,12 +17,12 @@ use tempfile::TempDir;
 
 use super::container::{Builder, Container};
 use super::events::Events;
-use super::machine::{cgroup_dirs, mounts_below, new_cgroup_dirs};
+use super::machine::{cgroup_dirs, cgroup_path, mounts_below, new_cgroup_dirs};
 use super::process::{self, Output};
 use super::runtime::FakeRuntime;
 use super::stdio::Reader;
 use super::task::Api;
-use super::{runtime, shim_binary};
+use super::{runtime, shim_binary, systemd};
 
 /// How `start` is called and what it may answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +138,7 @@ impl Daemon {
         runc::Options {
             binary_name: runtime().into(),
             root: self.runtime_root().to_str().unwrap().into(),
+            systemd_cgroup: systemd(),
             ..Default::default()
         }
     }
@@ -162,9 +163,12 @@ impl Daemon {
         FakeRuntime::new(&self.path("fake-runtime"), runtime(), self.patience)
     }
 
-    /// A cgroup path that no other test has.
+    /// A cgroup that no other test has.
     pub fn new_cgroup(&self, id: &str) -> String {
-        format!("/shim-test-{}-{id}", unique())
+        match systemd() {
+            true => format!("system.slice:shim-test:{}-{id}", unique()),
+            false => format!("/shim-test-{}-{id}", unique()),
+        }
     }
 
     /// Makes a cgroup for something else than a container, in every hierarchy.
@@ -396,8 +400,9 @@ impl Drop for Daemon {
 /// Removes what a failed test left, by the means of this harness and not of the shim's.
 fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
     for dir in cgroup_dirs(cgroup) {
-        // A frozen process does not die.
+        // A frozen process does not die, but on v2, where the whole cgroup can be killed.
         let _ = fs::write(dir.join("freezer.state"), "THAWED");
+        let _ = fs::write(dir.join("cgroup.kill"), "1");
         for pid in fs::read_to_string(dir.join("cgroup.procs"))
             .unwrap_or_default()
             .lines()
@@ -426,6 +431,6 @@ fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
         .flatten()
         .flatten()
     {
-        let _ = fs::remove_dir_all(place.path().join(cgroup.trim_start_matches('/')));
+        let _ = fs::remove_dir_all(place.path().join(cgroup_path(cgroup)));
     }
 }

@@ -8,12 +8,20 @@ fn mount_table() -> String {
     fs::read_to_string("/proc/self/mountinfo").expect("read the mount table")
 }
 
+/// Where below a hierarchy's root `cgroup` is, a path or systemd's `SLICE:PREFIX:NAME`.
+pub fn cgroup_path(cgroup: &str) -> String {
+    match cgroup.split(':').collect::<Vec<_>>()[..] {
+        [slice, prefix, name] => format!("{slice}/{prefix}-{name}.scope"),
+        _ => cgroup.trim_start_matches('/').into(),
+    }
+}
+
 /// The directories that `cgroup` has or could have, in every hierarchy that is mounted.
 fn places(cgroup: &str) -> Vec<PathBuf> {
     let table = mount_table();
     let hierarchies = table.lines().filter(|line| line.contains(" - cgroup"));
     let points = hierarchies.filter_map(|line| line.split(' ').nth(4));
-    let place = |point| Path::new(point).join(cgroup.trim_start_matches('/'));
+    let place = |point| Path::new(point).join(cgroup_path(cgroup));
     points.map(place).collect()
 }
 

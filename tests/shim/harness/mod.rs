@@ -6,7 +6,10 @@
 //!
 //! - `SHIM_UNDER_TEST`: the binary (default: this crate's static release build);
 //! - `OCI_RUNTIME`: `runc` (default), `crun`, `youki`, given to the shim in the options;
-//! - `TASK_API`: `v2` or `v3` (default: each that the shim serves).
+//! - `CGROUP_DRIVER`: `systemd`, where that is the init (default: none, the runtime);
+//! - `TASK_API`: `v2` or `v3` (default: each that the shim serves);
+//! - `PATIENCE`: how many times longer than usual everything may take, as on an
+//!   emulated machine (default: 1).
 
 pub mod bundle;
 pub mod container;
@@ -33,9 +36,24 @@ pub use self::wire::{Code, Refused};
 use crate::differences::{self, Shim};
 
 /// Long enough for a busy machine: passing it means "hangs".
-const PATIENCE: Duration = Duration::from_secs(20);
+fn patience() -> Duration {
+    stretched(Duration::from_secs(20))
+}
+
 /// For what is expected to fail, which may mean to hang.
-const IMPATIENCE: Duration = Duration::from_secs(4);
+fn impatience() -> Duration {
+    stretched(Duration::from_secs(4))
+}
+
+/// `PATIENCE` times as long.
+fn stretched(usual: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = FACTOR.get_or_init(|| match std::env::var("PATIENCE") {
+        Ok(factor) => factor.parse().expect("PATIENCE is a whole number"),
+        Err(_) => 1,
+    });
+    usual * *factor
+}
 
 /// Declares cases: tests that get a [`Daemon`], run once per version of the Task service.
 macro_rules! cases {
@@ -67,9 +85,9 @@ pub fn case(name: &str, body: impl Fn(&Daemon)) {
 fn attempt(name: &str, api: Api, body: impl Fn(&Daemon)) -> std::thread::Result<()> {
     let expected = differences::find(name, shim(), runtime());
     let patience = if expected.is_some() {
-        IMPATIENCE
+        impatience()
     } else {
-        PATIENCE
+        patience()
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| body(&Daemon::new(api, patience))));
     match (outcome, expected) {
@@ -117,6 +135,11 @@ fn absolute(path: &str) -> std::io::Result<String> {
     Ok(std::fs::canonicalize(path)?.to_str().unwrap().into())
 }
 
+/// Whether systemd is to make the cgroups.
+pub fn systemd() -> bool {
+    std::env::var("CGROUP_DRIVER").is_ok_and(|driver| driver == "systemd")
+}
+
 /// Which shim is under test, by what `-v` says.
 pub fn shim() -> Shim {
     static SHIM: OnceLock<Shim> = OnceLock::new();
@@ -124,7 +147,7 @@ pub fn shim() -> Shim {
         let output = process::run(
             std::process::Command::new(shim_binary()).arg("-v"),
             &[],
-            PATIENCE,
+            patience(),
         );
         Shim::of_version(&output.stdout_text())
     })
@@ -145,11 +168,11 @@ fn apis() -> &'static [Api] {
 
 /// Whether the shim serves this version.
 fn serves(api: Api) -> bool {
-    let daemon = Daemon::new(api, PATIENCE);
+    let daemon = Daemon::new(api, patience());
     let builder = daemon.container("probe", &["true"]);
     let output = daemon.start(Dialect::Legacy, "probe", &builder.bundle(), None);
     let started = daemon.answer(Dialect::Legacy, &output);
-    let connection = wire::Connection::open(&started.address, PATIENCE).expect("dial the shim");
+    let connection = wire::Connection::open(&started.address, patience()).expect("dial the shim");
     let connect = |api: Api| {
         let request = ConnectRequest {
             id: "probe".into(),

@@ -39,7 +39,7 @@ pub use containerd_shim::bootstrap;
 pub use protobuf::well_known_types::any::Any;
 pub use protobuf::well_known_types::empty::Empty;
 pub use protobuf::well_known_types::timestamp::Timestamp;
-pub use protobuf::{EnumOrUnknown, Message, MessageField};
+pub use protobuf::{EnumOrUnknown, Message, MessageField, SpecialFields, UnknownValueRef};
 
 /// `runtimeoptions.v1.Options`.
 pub use generated::runtimeoptions;

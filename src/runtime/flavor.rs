@@ -22,6 +22,15 @@ pub fn last_error(log: &[u8]) -> Option<String> {
         .map(|line| line.msg)
 }
 
+/// The first error in a log of CRIU's, which is the cause of those that follow.
+pub fn criu_error(log: &str) -> Option<&str> {
+    // `(SECONDS) Error (FILE:LINE): TEXT`; those of the restored processes have a pid before.
+    log.lines().find_map(|line| {
+        let (_, error) = line.split_once("Error (")?;
+        Some(error.split_once("): ")?.1.trim())
+    })
+}
+
 /// Whether the text says that the runtime has no such container.
 pub fn says_gone(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
@@ -64,6 +73,18 @@ nger line", "x":1}
             last_error(b"{\"level\":\"info\",\"msg\":\"x\"}\n\xff{"),
             None
         );
+    }
+
+    #[test]
+    fn the_first_error_of_criu() {
+        let log = "(00.000007) Version: 3.17.1 (gitid 0)\n\
+            (00.000016) Warn  (criu/kerndat.c:1103): $XDG_RUNTIME_DIR not set.\n\
+            (00.104233) Error (criu/sk-inet.c:191): inet: Connected TCP socket\n\
+            (00.110000) Error (criu/cr-dump.c:1781): Dumping FAILED.\n";
+        assert_eq!(criu_error(log), Some("inet: Connected TCP socket"));
+        let log = "(00.047041)     12: Error (criu/files.c:1): Can't open file\n";
+        assert_eq!(criu_error(log), Some("Can't open file"));
+        assert_eq!(criu_error("(00.000007) Version: 3.17.1\n"), None);
     }
 
     #[test]

@@ -73,8 +73,6 @@ pub struct Restore<'a> {
     pub image_path: &'a str,
     /// Where CRIU works and logs.
     pub work_path: &'a Path,
-    /// The image that this one builds on; empty: none.
-    pub parent_path: &'a str,
     /// Where the pid is to be written.
     pub pid_file: &'a Path,
 }
@@ -137,8 +135,10 @@ impl Runtime {
         let mut call = self.call("restore");
         call.arg("--image-path").arg(restore.image_path);
         call.arg("--work-path").arg(restore.work_path);
-        if !restore.parent_path.is_empty() {
-            call.arg("--parent-path").arg(restore.parent_path);
+        // What the checkpoint was allowed to keep. Without these CRIU refuses it, or, as
+        // for locks, forgets it.
+        for flag in ["--tcp-established", "--ext-unix-sk", "--file-locks"] {
+            call.arg(flag);
         }
         call.arg("--detach").arg("--pid-file").arg(restore.pid_file);
         call.console(io);
@@ -149,9 +149,11 @@ impl Runtime {
             .arg("--bundle")
             .arg(&self.bundle)
             .arg(id);
-        call.run_with(io)
-            .await
-            .map_err(failed("OCI runtime restore failed"))?;
+        let restored = call.run_with(io).await;
+        restored.map_err(|failure| {
+            let failure = self.with_criu_log(failure, &restore.work_path.join("restore.log"));
+            failed("OCI runtime restore failed")(failure)
+        })?;
         read_pid(restore.pid_file)
     }
 
@@ -182,10 +184,32 @@ impl Runtime {
                 .arg(&checkpoint.cgroups_mode);
         }
         call.arg(id);
-        call.run()
-            .await
-            .map(drop)
-            .map_err(failed("OCI runtime checkpoint failed"))
+        let written = call.run().await;
+        written.map(drop).map_err(|failure| {
+            let failure = self.with_criu_log(failure, &checkpoint.work_path.join("dump.log"));
+            failed("OCI runtime checkpoint failed")(failure)
+        })
+    }
+
+    /// Keeps CRIU's log in the bundle, says where, and why CRIU failed: the runtime only
+    /// says that it did.
+    fn with_criu_log(&self, failure: Failure, log: &Path) -> Failure {
+        let Failure::Exit(text) = failure else {
+            return failure;
+        };
+        let name = log.file_name().unwrap_or_default().to_string_lossy();
+        let kept = self.bundle.join(format!("criu-{name}"));
+        // It failed before there was a log.
+        let Ok(_) = fs::copy(log, &kept) else {
+            return Failure::Exit(text);
+        };
+        let (log, kept) = (fs::read(&kept).unwrap_or_default(), kept.display());
+        let log = String::from_utf8_lossy(&log);
+        let text = text.lines().next().unwrap_or_default();
+        Failure::Exit(match flavor::criu_error(&log) {
+            Some(cause) => format!("{text}: {cause} path= {kept}"),
+            None => format!("{text} path= {kept}"),
+        })
     }
 
     /// Starts a process in container `id` from `spec`, an OCI process as JSON, and

@@ -7,10 +7,13 @@ use crate::bundle::Bundle;
 use crate::error::{Error, Result};
 use crate::mount::Mount;
 use crate::options::Options;
-use crate::proto::{self, Any, EnumOrUnknown, Message, MessageField, Timestamp, task, timestamp};
+use crate::proto::{
+    self, Any, EnumOrUnknown, Message, MessageField, SpecialFields, Timestamp, UnknownValueRef,
+    task, timestamp,
+};
 use crate::reaper::Exit;
 use crate::stdio::Stdio;
-use crate::task::{Checkpoint, Create, Deleted, Image, Member, State, Status};
+use crate::task::{Checkpoint, Create, Deleted, Member, State, Status};
 
 /// A request, as what to make.
 pub fn create(request: task::CreateTaskRequest) -> Result<Create> {
@@ -24,16 +27,16 @@ pub fn create(request: task::CreateTaskRequest) -> Result<Create> {
             stdout: request.stdout,
             stderr: request.stderr,
         },
-        checkpoint: (!request.checkpoint.is_empty()).then_some(Image {
-            path: request.checkpoint,
-            parent: request.parent_checkpoint,
-        }),
+        // An image that builds on another, the request's `parent_checkpoint`, has a link
+        // to that.
+        checkpoint: Some(request.checkpoint).filter(|image| !image.is_empty()),
         id: request.id,
     })
 }
 
 /// A request's options, `containerd.runc.v1.CheckpointOptions`, and where the image
-/// goes: the request's path before the options'.
+/// goes: the request's path before the options'. Field 10, `parent_path`, is containerd
+/// 2.4's.
 pub fn checkpoint(request: task::CheckpointTaskRequest) -> Result<Checkpoint> {
     let options = match request.options.as_ref() {
         None => proto::runc::CheckpointOptions::default(),
@@ -54,6 +57,7 @@ pub fn checkpoint(request: task::CheckpointTaskRequest) -> Result<Checkpoint> {
             request.path
         },
         work_path: options.work_path.into(),
+        parent_path: string_of_the_future(&options.special_fields, 10),
         exit: options.exit,
         open_tcp: options.open_tcp,
         external_unix_sockets: options.external_unix_sockets,
@@ -61,8 +65,15 @@ pub fn checkpoint(request: task::CheckpointTaskRequest) -> Result<Checkpoint> {
         file_locks: options.file_locks,
         empty_namespaces: options.empty_namespaces,
         cgroups_mode: options.cgroups_mode,
-        ..Checkpoint::default()
     })
+}
+
+/// Field `number`, a string that newer definitions of a message have and ours lacks.
+fn string_of_the_future(fields: &SpecialFields, number: u32) -> String {
+    match fields.unknown_fields().get(number) {
+        Some(UnknownValueRef::LengthDelimited(text)) => String::from_utf8_lossy(text).into_owned(),
+        _ => String::new(),
+    }
 }
 
 const CHECKPOINT_OPTIONS: &str = "containerd.runc.v1.CheckpointOptions";

@@ -43,17 +43,8 @@ pub struct Create {
     pub stdio: Stdio,
     /// The runtime's options.
     pub options: Options,
-    /// What to go on from instead of starting anew.
-    pub checkpoint: Option<Image>,
-}
-
-/// A checkpoint's image.
-#[derive(Clone)]
-pub struct Image {
-    /// Where it is.
-    pub path: String,
-    /// The image that it builds on; empty: none.
-    pub parent: String,
+    /// The image of a checkpoint to go on from instead of starting anew.
+    pub checkpoint: Option<String>,
 }
 
 /// What State answers.
@@ -114,7 +105,7 @@ pub struct Container {
     /// The shim mounted the rootfs, so it unmounts it.
     mounted: bool,
     shares_pids: bool,
-    checkpoint: Option<Image>,
+    checkpoint: Option<String>,
     cgroup: RefCell<Option<Rc<Cgroup>>>,
     oom: RefCell<Option<OomWatch>>,
     init: Process,
@@ -176,10 +167,7 @@ impl Container {
             bundle: container.bundle.path().display().to_string(),
             rootfs: create.rootfs,
             io: container.init.stdio.clone(),
-            checkpoint: container
-                .checkpoint
-                .as_ref()
-                .map_or_else(String::new, |image| image.path.clone()),
+            checkpoint: container.checkpoint.clone().unwrap_or_default(),
             pid: container.init.pid(),
         });
         if let Some(exited) = exited {
@@ -221,28 +209,17 @@ impl Container {
         Ok(exited)
     }
 
-    async fn restore(&self, image: &Image, pid_file: &Path, io: &mut Opened) -> Result<i32> {
+    async fn restore(&self, image: &str, pid_file: &Path, io: &mut Opened) -> Result<i32> {
         let work = match self.options.criu_work_path.as_str() {
             "" => self.bundle.work(),
             path => PathBuf::from(path),
         };
         let restore = Restore {
-            image_path: &image.path,
+            image_path: image,
             work_path: &work,
-            parent_path: &image.parent,
             pid_file,
         };
-        let restored = self.runtime.restore(&self.init.id, &restore, io).await;
-        restored.map_err(|e| self.with_criu_log(e, &work.join("restore.log"), "criu-restore.log"))
-    }
-
-    /// Keeps CRIU's log in the bundle, and says where.
-    fn with_criu_log(&self, error: Error, log: &Path, name: &str) -> Error {
-        let kept = self.bundle.path().join(name);
-        match std::fs::copy(log, &kept) {
-            Ok(_) => Error::new(error.kind(), format!("{error} path= {}", kept.display())),
-            Err(_) => error,
-        }
+        self.runtime.restore(&self.init.id, &restore, io).await
     }
 
     /// Watches the init, which has begun, for its end and its cgroup for OOM.
@@ -576,8 +553,6 @@ impl Container {
         let work = &checkpoint.work_path;
         std::fs::create_dir_all(work).context(|| format!("make {}", work.display()))?;
         let written = self.runtime.checkpoint(&self.init.id, &checkpoint).await;
-        let written =
-            written.map_err(|e| self.with_criu_log(e, &work.join("dump.log"), "criu-dump.log"));
         if own_work {
             let removed = std::fs::remove_dir_all(work);
             removed.unwrap_or_else(|e| log::warn!("remove {}: {e}", work.display()));

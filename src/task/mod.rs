@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 pub use crate::runtime::Checkpoint;
-pub use container::{Container, Create, Deleted, Image, Member, Status};
+pub use container::{Container, Create, Deleted, Member, Status};
 pub use state::State;
 
 use crate::error::{Error, Kind, Result};

@@ -6,6 +6,7 @@ mod differences;
 mod harness;
 
 mod cases {
+    mod checkpoint;
     mod cleanup;
     mod errors;
     mod events;

@@ -11,7 +11,7 @@ use crate::harness::*;
 
 /// What both versions of the metrics have: CPU time in ns, memory in bytes, processes.
 #[track_caller]
-fn stats(c: &Container) -> (u64, u64, u64) {
+pub fn stats(c: &Container) -> (u64, u64, u64) {
     let any = c.stats().expect("Stats").stats.unwrap();
     match any.type_url.as_str() {
         "io.containerd.cgroups.v1.Metrics" => {
@@ -38,6 +38,18 @@ fn cgroup_file(c: &Container, files: &[&str]) -> String {
         .unwrap_or_else(|| panic!("none of {files:?} in {dirs:?}"))
         .trim()
         .into()
+}
+
+/// The container's limit of `memory`, of `pids`, or of `cpu` (its quota in µs).
+#[track_caller]
+pub fn limit_of(c: &Container, resource: &str) -> String {
+    let files = match resource {
+        "memory" => ["memory.limit_in_bytes", "memory.max"],
+        "cpu" => ["cpu.cfs_quota_us", "cpu.max"],
+        _ => ["pids.max", "pids.max"],
+    };
+    let limit = cgroup_file(c, &files);
+    limit.split(' ').next().unwrap().into()
 }
 
 cases! {
@@ -67,8 +79,8 @@ cases! {
     fn update_reaches_the_cgroup(d) {
         let c = d.running("c");
         c.update(Some(r#"{"memory": {"limit": 50331648}, "pids": {"limit": 77}}"#)).unwrap();
-        assert_eq!(cgroup_file(&c, &["memory.limit_in_bytes", "memory.max"]), "50331648");
-        assert_eq!(cgroup_file(&c, &["pids.max"]), "77");
+        assert_eq!(limit_of(&c, "memory"), "50331648");
+        assert_eq!(limit_of(&c, "pids"), "77");
     }
 
     fn oom_comes_before_the_exit(d) {

@@ -34,6 +34,7 @@ pub struct Builder<'d> {
     stdio: Stdio,
     options: Option<Any>,
     mounts: Vec<Mount>,
+    checkpoint: String,
 }
 
 impl<'d> Builder<'d> {
@@ -53,6 +54,7 @@ impl<'d> Builder<'d> {
             stdio: Stdio::default(),
             options: Some(any("containerd.runc.v1.Options", &daemon.options())),
             mounts: vec![rootfs],
+            checkpoint: String::new(),
         }
     }
 
@@ -122,11 +124,22 @@ impl<'d> Builder<'d> {
         self
     }
 
+    /// To go on from `image`, in the cgroup that it was made in: on v2 CRIU restores into
+    /// the one that the image names, whatever the runtime is told.
+    pub fn restored_from(mut self, image: &Path, cgroup: &str) -> Self {
+        self.checkpoint = image.to_str().unwrap().into();
+        self.cgroup = cgroup.into();
+        self.spec(|spec| spec["linux"]["cgroupsPath"] = cgroup.into())
+    }
+
     /// Makes the bundle, as the daemon does before it calls the shim.
     pub fn bundle(&self) -> PathBuf {
         let dir = self.daemon.bundles_dir().join(&self.id);
         fs::create_dir_all(dir.join("rootfs")).expect("make the bundle");
         make_fifo(&dir.join("log"));
+        let work = self.daemon.path(&format!("{}-work", self.id));
+        fs::create_dir(&work).expect("make the work directory");
+        std::os::unix::fs::symlink(&work, dir.join("work")).expect("link the work directory");
         let spec = serde_json::to_vec_pretty(&self.spec).unwrap();
         fs::write(dir.join("config.json"), spec).expect("write config.json");
         self.daemon.keep(&self.id, &self.cgroup);
@@ -207,6 +220,7 @@ impl Container<'_> {
             stdio,
             options,
             mounts,
+            checkpoint,
             ..
         } = &self.request;
         task::CreateTaskRequest {
@@ -218,6 +232,7 @@ impl Container<'_> {
             stdout: stdio.stdout.clone(),
             stderr: stdio.stderr.clone(),
             options: options.clone().into(),
+            checkpoint: checkpoint.clone(),
             ..Default::default()
         }
     }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_rs_v2::proto::types::{ProcessInfo, Status};
-use containerd_shim_rs_v2::proto::{Any, Empty, Message, task};
+use containerd_shim_rs_v2::proto::{Any, Empty, Message, runc, task};
 
+use super::container::any;
 use super::wire::{Connection, Failure, Pending};
 
 /// The version of the service.
@@ -207,6 +208,20 @@ impl Process {
         self.call(
             "Checkpoint",
             &of_container!(CheckpointTaskRequest, self, path: path.into()),
+        )
+    }
+
+    /// Checkpoint to `path`, or to where `options` say if it is empty.
+    pub fn checkpoint_with(
+        &self,
+        path: &str,
+        options: &runc::CheckpointOptions,
+    ) -> Result<Empty, Failure> {
+        let options = any("containerd.runc.v1.CheckpointOptions", options);
+        let path = path.into();
+        self.call(
+            "Checkpoint",
+            &of_container!(CheckpointTaskRequest, self, path: path, options: Some(options).into()),
         )
     }
 

@@ -80,6 +80,14 @@ impl End {
         pipe_size(self).is_some()
     }
 
+    /// How many bytes a pipe or FIFO holds; anything else holds none.
+    pub(super) fn unread(&self) -> usize {
+        match self.is_pipe() {
+            true => sys::fd::unread(self.as_fd()).unwrap_or(0),
+            false => 0,
+        }
+    }
+
     /// Whether somebody could read what is written to this write end of a pipe.
     pub(super) fn has_reader(&self) -> bool {
         !self.now(PollFlags::empty()).contains(PollFlags::POLLERR)
@@ -226,7 +234,7 @@ pub(super) struct Copy {
     /// What the log calls the stream.
     name: String,
     splices: bool,
-    /// The source's size as a pipe; a transfer that large makes both pipes grow.
+    /// The size of the smaller pipe; a transfer that large makes both grow.
     size: usize,
     buffer: Vec<u8>,
     /// How much of `buffer` has been written.
@@ -234,13 +242,14 @@ pub(super) struct Copy {
     /// What is left to move, once the drain is over.
     left: Option<usize>,
     dropped: u64,
-    moved: u64,
+    /// How much was taken from the source.
+    moved: Rc<Cell<u64>>,
 }
 
 impl Copy {
     /// From a pipe, FIFO or file to another.
     pub(super) fn new(from: Rc<End>, to: Rc<End>, until: Until, name: String) -> Self {
-        let size = pipe_size(&from).unwrap_or(usize::MAX);
+        let size = smaller(&from, &to);
         Self {
             from,
             to,
@@ -252,7 +261,7 @@ impl Copy {
             written: 0,
             left: None,
             dropped: 0,
-            moved: 0,
+            moved: Rc::default(),
         }
     }
 
@@ -262,6 +271,11 @@ impl Copy {
             splices: false,
             ..Self::new(from, to, until, name)
         }
+    }
+
+    /// How many bytes were taken from the source so far, now and later.
+    pub(super) fn moved(&self) -> Rc<Cell<u64>> {
+        self.moved.clone()
     }
 
     /// Copies until the end. Returns how many bytes were taken from the source.
@@ -290,7 +304,7 @@ impl Copy {
             }
         }
         self.report();
-        self.moved
+        self.moved.get()
     }
 
     fn is_flushed(&self) -> bool {
@@ -325,7 +339,7 @@ impl Copy {
     }
 
     fn count(&mut self, moved: usize) {
-        self.moved += moved as u64;
+        self.moved.set(self.moved.get() + moved as u64);
         if let Some(left) = &mut self.left {
             *left -= moved;
         }
@@ -427,7 +441,7 @@ impl Copy {
     /// What still moves when the drain is over: what the source holds at that moment.
     fn unread(&self) -> usize {
         match self.until {
-            Until::Drained(_) => sys::fd::unread(self.from.as_fd()).unwrap_or(0),
+            Until::Drained(_) => self.from.unread(),
             Until::Exited(_) | Until::SinkGone => TERMINAL,
         }
     }
@@ -441,9 +455,15 @@ impl Copy {
                 let _ = fcntl(&**end, FcntlArg::F_SETPIPE_SZ(wanted as i32));
             }
         }
-        let size = pipe_size(&self.from).unwrap_or(usize::MAX);
+        let size = smaller(&self.from, &self.to);
         self.size = if size > self.size { size } else { usize::MAX };
     }
+}
+
+/// The size of the smaller of two pipes.
+fn smaller(from: &End, to: &End) -> usize {
+    let sizes = [from, to].into_iter().filter_map(pipe_size);
+    sizes.min().unwrap_or(usize::MAX)
 }
 
 /// The size of a pipe or FIFO, `None` for anything else.

@@ -74,7 +74,7 @@ pub(super) async fn open_output(path: &Path, deadline: Instant) -> io::Result<Ow
 /// Closes the output `end` once that loses nothing: a FIFO with bytes nobody has read,
 /// and no reader (the daemon restarts, say), stays until there is one again.
 pub(super) async fn close(end: End) -> io::Result<()> {
-    if !holds_unread(&end) {
+    if end.unread() == 0 {
         return Ok(());
     }
     let path = fd_path(end.as_fd());
@@ -95,27 +95,36 @@ pub(super) async fn close(end: End) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until a client has read all that `fd` holds, if that is a FIFO, as long as it
-/// goes on reading. False: it stopped.
-pub(super) async fn consumed(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let unread = || sys::fd::unread(fd).is_ok_and(|count| count > 0);
-    if !unread() {
-        return Ok(true);
+/// Waits until a client has read all that `fifo` holds, as long as it goes on reading.
+pub(super) async fn consumed(fifo: &End) -> io::Result<()> {
+    if fifo.unread() == 0 {
+        return Ok(());
     }
-    let reads = End::source(sys::fd::reads_of(Path::new(&fd_path(fd)))?)?;
-    while unread() {
-        match timeout(PATIENCE, reads.readable()).await {
-            Ok(readable) => readable?,
-            Err(_) => return Ok(false),
-        };
-        // What the events say, the FIFO says better.
-        read(&reads, &mut [0; 4096])?;
-    }
-    Ok(true)
+    let reads = Reads::of(fifo)?;
+    while fifo.unread() > 0 && reads.next().await? {}
+    Ok(())
 }
 
-fn holds_unread(end: &End) -> bool {
-    end.is_pipe() && sys::fd::unread(end.as_fd()).is_ok_and(|count| count > 0)
+/// What is read from a FIFO; itself no end of it.
+pub(super) struct Reads(End);
+
+impl Reads {
+    /// Watches `fifo`.
+    pub(super) fn of(fifo: &End) -> io::Result<Self> {
+        let path = fd_path(fifo.as_fd());
+        Ok(Self(End::source(sys::fd::reads_of(Path::new(&path))?)?))
+    }
+
+    /// Waits until somebody reads. False: nobody does any more.
+    pub(super) async fn next(&self) -> io::Result<bool> {
+        let Ok(readable) = timeout(PATIENCE, self.0.readable()).await else {
+            return Ok(false);
+        };
+        readable?;
+        // What the events say, the FIFO says better.
+        read(&self.0, &mut [0; 4096])?;
+        Ok(true)
+    }
 }
 
 /// A path that leads to what `fd` does, whatever became of its name.

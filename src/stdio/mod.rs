@@ -19,7 +19,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{DirBuilder, OpenOptions};
 use std::future::Future;
 use std::io;
@@ -37,11 +37,11 @@ use tokio::time::{Instant, timeout_at};
 
 use self::console::{ConsoleSocket, Terminal};
 use self::copy::{Copy, DRAIN, Drain, End, Until};
+use self::fifo::Reads;
 use self::logger::Logger;
 use self::target::Target;
 use crate::error::{Context, Error, Kind, Result};
 use crate::reaper::Reaper;
-use crate::sys;
 
 /// How long opening may take: a reader to come to a FIFO, a logger to get ready.
 const OPENING: Duration = Duration::from_secs(30);
@@ -120,6 +120,8 @@ struct Flow {
     /// The pipe it comes from; none: a terminal.
     from: Option<Weak<End>>,
     to: Weak<End>,
+    /// How many bytes have come from there.
+    moved: Rc<Cell<u64>>,
 }
 
 /// Opens what `stdio` names. Fails within 30 s when a FIFO has no reader, with
@@ -333,20 +335,19 @@ fn copy_input(
 /// Starts copying one output.
 fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Result<(Flow, Task)> {
     let Output { name, from, to } = output;
-    let sink = to.clone();
-    let mut flow = Flow {
-        from: None,
-        to: Rc::downgrade(&to),
-    };
-    let copy = match (from, master) {
+    let (copy, source) = match (from, master) {
         (Some(pipe), _) => {
             let from = Rc::new(End::source(pipe).context(|| format!("watch {name}"))?);
-            flow.from = Some(Rc::downgrade(&from));
-            Copy::new(from, sink, Until::Drained(drain.clone()), name.into())
+            let source = Rc::downgrade(&from);
+            let until = Until::Drained(drain.clone());
+            (
+                Copy::new(from, to.clone(), until, name.into()),
+                Some(source),
+            )
         }
         (None, Some(master)) => {
             let until = Until::Exited(drain.clone());
-            Copy::terminal(master, sink, until, name.into())
+            (Copy::terminal(master, to.clone(), until, name.into()), None)
         }
         (None, None) => {
             return Err(Error::unknown(format!(
@@ -354,14 +355,17 @@ fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Re
             )));
         }
     };
+    let flow = Flow {
+        from: source,
+        to: Rc::downgrade(&to),
+        moved: copy.moved(),
+    };
     let undrained = drain.output();
     let task = Task::spawn(async move {
         copy.run().await;
         drop(undrained);
         // Open as long as it is being read, so that `Flow::consumed` sees it.
-        if to.is_pipe()
-            && let Err(e) = fifo::consumed(to.as_fd()).await
-        {
+        if let Err(e) = fifo::consumed(&to).await {
             log::debug!("wait for the reader of {name}: {e}");
         }
         // Of two that share a sink, the last closes it.
@@ -375,37 +379,37 @@ fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Re
 }
 
 impl Flow {
-    /// Waits until the client has read all there is now, or has stopped reading.
+    /// Waits until the client has read all there is now, or has stopped reading. The
+    /// copier's ends stay its own: none is held here while it could close them.
     async fn consumed(&self) -> io::Result<()> {
-        loop {
-            let Some(to) = self.to.upgrade() else {
-                return Ok(());
-            };
-            // A copy, so that the copier's is the last of its own.
-            let fifo = match to.is_pipe() {
-                true => Some(to.as_fd().try_clone_to_owned()?),
-                false => None,
-            };
-            drop(to);
-            if let Some(fifo) = fifo
-                && !fifo::consumed(fifo.as_fd()).await?
-            {
-                return Ok(());
+        let goal = match &self.from {
+            Some(from) => self.moved.get() + from.upgrade().map_or(0, |from| from.unread() as u64),
+            // A terminal ends with its process, and so does its copier.
+            None => u64::MAX,
+        };
+        let mut reads = None;
+        while let Some(to) = self.to.upgrade() {
+            let unread = to.unread();
+            if self.moved.get().saturating_sub(unread as u64) >= goal {
+                break;
             }
-            let from = match &self.from {
-                Some(from) => from.upgrade(),
-                None => self.to.upgrade(),
-            };
-            match from {
-                None => return Ok(()),
-                // Somebody else may keep a pipe open; a terminal ends with its process.
-                Some(from) if self.from.is_some() && sys::fd::unread(from.as_fd())? == 0 => {
-                    return Ok(());
+            match &reads {
+                // Watched first, looked at again then: no read is missed.
+                None if to.is_pipe() => reads = Some(Reads::of(&to)?),
+                Some(reads) if unread > 0 => {
+                    drop(to);
+                    if !reads.next().await? {
+                        break;
+                    }
                 }
                 // The copier is about to move it.
-                Some(_) => yield_now().await,
+                _ => {
+                    drop(to);
+                    yield_now().await;
+                }
             }
         }
+        Ok(())
     }
 }
 

@@ -925,3 +925,33 @@ fn pipes_grow_only_for_those_who_fill_them() {
         assert!(size(&loud) > small && size(&readers[0]) > small);
     });
 }
+
+#[test]
+fn a_pipe_grows_though_the_other_is_large_already() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let mut opened = open(&client.stdio("in", "", ""), &owner(&reaper))
+            .await
+            .unwrap();
+        let mut container = take(&mut opened, 0);
+        let mut stdin = OpenOptions::new()
+            .write(true)
+            .open(client.path("in"))
+            .unwrap();
+        let largest = 1 << 20;
+        fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(largest)).unwrap();
+        stdin.write_all(&pattern(0, largest as usize)).unwrap();
+        let _streams = opened.start().await.unwrap();
+        let size = |fd: &File| fcntl(fd, FcntlArg::F_GETPIPE_SZ).unwrap();
+        let start = std::time::Instant::now();
+        while size(&container) < largest {
+            assert!(start.elapsed() < Duration::from_secs(60));
+            // Emptied at once when it is full, so that the next transfer fills it.
+            let full = size(&container) as usize;
+            if sys::fd::unread(container.as_fd()).unwrap() == full {
+                container.read_exact(&mut vec![0; full]).unwrap();
+            }
+            yield_now().await;
+        }
+    });
+}

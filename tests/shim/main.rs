@@ -8,6 +8,7 @@ mod harness;
 mod cases {
     mod checkpoint;
     mod cleanup;
+    mod descriptors;
     mod errors;
     mod events;
     mod exec;
@@ -21,6 +22,7 @@ mod cases {
     mod shutdown;
     mod start;
     mod stdio;
+    mod stdio_faults;
     mod times;
     mod unmount;
     mod userns;

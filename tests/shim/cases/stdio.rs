@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::harness::*;
 
 /// An executable logger at `name`: it takes stdout from descriptor 3, stderr from 4, and is ready when it closes 5.
-fn logger(d: &Daemon, name: &str, script: &str) -> String {
+pub(super) fn logger(d: &Daemon, name: &str, script: &str) -> String {
     let path = d.path(name);
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -19,6 +19,15 @@ fn logger(d: &Daemon, name: &str, script: &str) -> String {
 fn stdout_only(stdout: String) -> Stdio {
     Stdio {
         stdout,
+        ..Default::default()
+    }
+}
+
+/// Both outputs to one place.
+pub(super) fn both(uri: &str) -> Stdio {
+    Stdio {
+        stdout: uri.into(),
+        stderr: uri.into(),
         ..Default::default()
     }
 }
@@ -187,8 +196,7 @@ cases! {
 
     fn file_takes_both_streams(d) {
         let path = d.path("logs/deep/c.log");
-        let uri = format!("file://{}", path.display());
-        let stdio = Stdio { stdout: uri.clone(), stderr: uri, ..Default::default() };
+        let stdio = both(&format!("file://{}", path.display()));
         let c = d.shell("c", "echo out; echo err >&2").stdio(stdio.clone()).run();
         assert_eq!(c.exit_status(), 0);
         let e = d.shell("again", "echo again").stdio(stdio).run();
@@ -204,9 +212,7 @@ cases! {
     fn plain_file_is_appended_to(d) {
         let path = d.path("c.log");
         fs::write(&path, "before\n").unwrap();
-        let path = path.to_str().unwrap().to_string();
-        let stdio = Stdio { stdout: path.clone(), stderr: path.clone(), ..Default::default() };
-        let c = d.shell("c", "echo out").stdio(stdio).run();
+        let c = d.shell("c", "echo out").stdio(both(path.to_str().unwrap())).run();
         c.exit_status();
         c.finish();
         assert_eq!(fs::read_to_string(path).unwrap(), "before\nout\n");
@@ -220,8 +226,7 @@ cases! {
             log.display()
         );
         let uri = format!("binary://{}?key=value", logger(d, "logger", &script));
-        let stdio = Stdio { stdout: uri.clone(), stderr: uri, ..Default::default() };
-        let c = d.shell("c", "echo out").stdio(stdio).run();
+        let c = d.shell("c", "echo out").stdio(both(&uri)).run();
         assert_eq!(c.exit_status(), 0);
         c.finish();
         assert_eq!(fs::read_to_string(env).unwrap(), format!("c {} key value\n", d.namespace));
@@ -230,17 +235,14 @@ cases! {
 
     fn logger_that_ends_before_it_is_ready(d) {
         let uri = format!("binary-v2://{}", logger(d, "logger", "exit 1"));
-        let stdio = Stdio { stdout: uri.clone(), stderr: uri, ..Default::default() };
-        let c = d.container("c", &["true"]).stdio(stdio).shim();
+        let c = d.container("c", &["true"]).stdio(both(&uri)).shim();
         c.create().refused(Code::UNKNOWN, "logging binary did not call ready");
         c.assert_gone();
         c.shut_down();
     }
 
     fn logger_that_is_not_there(d) {
-        let uri = "binary:///no/such/logger".to_string();
-        let stdio = Stdio { stdout: uri.clone(), stderr: uri, ..Default::default() };
-        let c = d.container("c", &["true"]).stdio(stdio).shim();
+        let c = d.container("c", &["true"]).stdio(both("binary:///no/such/logger")).shim();
         let failure = c.create().unwrap_err();
         assert!(failure.message.contains("/no/such/logger"), "{failure:?}");
         c.assert_gone();
@@ -319,6 +321,27 @@ cases! {
         let lines: Vec<String> = (1..=100_000).map(|n| format!("{n}\r\n")).collect();
         assert!(fifos.stdout.end() == lines.concat(), "bytes are missing");
         c.finish();
+    }
+
+    fn terminal_may_log_to_a_file(d) {
+        let path = d.path("logs/c.log");
+        let stdio = Stdio { terminal: true, stdout: format!("file://{}", path.display()), ..Default::default() };
+        let c = d.shell("c", "tty; seq 1000").stdio(stdio).run();
+        assert_eq!(c.exit_status(), 0);
+        c.finish();
+        let lines: Vec<String> = (1..=1000).map(|n| format!("{n}\r\n")).collect();
+        assert_eq!(fs::read_to_string(path).unwrap(), format!("/dev/pts/0\r\n{}", lines.concat()));
+    }
+
+    fn terminal_may_have_a_logger(d) {
+        let log = d.path("log");
+        let script = format!("exec 5>&-\nexec /bin/cat <&3 > {}", log.display());
+        let uri = format!("binary://{}", logger(d, "logger", &script));
+        let stdio = Stdio { terminal: true, stdout: uri, ..Default::default() };
+        let c = d.shell("c", "tty; exit 3").stdio(stdio).run();
+        assert_eq!(c.exit_status(), 3);
+        c.finish();
+        assert_eq!(fs::read_to_string(log).unwrap(), "/dev/pts/0\r\n");
     }
 
     fn child_that_keeps_the_output_does_not_keep_the_exit(d) {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::bundle;
 use super::daemon::{Daemon, Dialect, Started};
 use super::process;
-use super::stdio::{Reader, make_fifo, writer};
+use super::stdio::{Reader, Tap, make_fifo, writer};
 use super::task::Process;
 use super::wire::{Connection, Failure, Pending};
 
@@ -383,6 +383,11 @@ impl Daemon {
     /// Reads a FIFO.
     pub fn read(&self, fifo: &str) -> Reader {
         Reader::open(Path::new(fifo), self.patience)
+    }
+
+    /// Reads a FIFO, when asked to.
+    pub fn tap(&self, fifo: &str) -> Tap {
+        Tap::open(Path::new(fifo), self.patience)
     }
 
     /// Writes to a FIFO.

@@ -154,7 +154,7 @@ pub fn shim() -> Shim {
 }
 
 /// The versions of the Task service to test.
-fn apis() -> &'static [Api] {
+pub fn apis() -> &'static [Api] {
     static APIS: OnceLock<Vec<Api>> = OnceLock::new();
     APIS.get_or_init(|| {
         let wanted: &[Api] = match std::env::var("TASK_API").as_deref() {

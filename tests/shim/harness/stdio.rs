@@ -11,7 +11,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -137,6 +137,68 @@ fn collect(mut file: File, stopped: &UnixStream, shared: &Shared) {
         if read == 0 {
             return;
         }
+    }
+}
+
+/// A reader of a FIFO that reads only what it is asked for.
+pub struct Tap {
+    file: File,
+    path: PathBuf,
+    patience: Duration,
+}
+
+impl Tap {
+    /// Opens `path` as a client does that is in no hurry.
+    pub fn open(path: &Path, patience: Duration) -> Tap {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let file = options.open(path);
+        let file = file.unwrap_or_else(|e| panic!("open {path:?}: {e}"));
+        Tap {
+            file,
+            path: path.into(),
+            patience,
+        }
+    }
+
+    /// The next `count` bytes.
+    #[track_caller]
+    pub fn take(&mut self, count: usize) -> Vec<u8> {
+        let bytes = self.read(count);
+        assert_eq!(bytes.len(), count, "{:?} ended", self.path);
+        bytes
+    }
+
+    /// All that comes until the end.
+    #[track_caller]
+    pub fn rest(&mut self) -> Vec<u8> {
+        self.read(usize::MAX)
+    }
+
+    /// The size of the FIFO.
+    pub fn size(&self) -> usize {
+        let size = fcntl(&self.file, FcntlArg::F_GETPIPE_SZ);
+        size.expect("ask for the size of a FIFO") as usize
+    }
+
+    /// As many bytes, or what comes until the end.
+    #[track_caller]
+    pub fn read(&mut self, most: usize) -> Vec<u8> {
+        let timeout = PollTimeout::try_from(self.patience).expect("a short patience");
+        let (mut bytes, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+        while bytes.len() < most {
+            let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut fds, timeout).expect("poll");
+            assert_ne!(ready, 0, "{:?}: nothing after {}", self.path, bytes.len());
+            let wanted = buffer.len().min(most - bytes.len());
+            match self.file.read(&mut buffer[..wanted]) {
+                Ok(0) => break,
+                Ok(count) => bytes.extend(&buffer[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => panic!("read {:?}: {error}", self.path),
+            }
+        }
+        bytes
     }
 }
 

@@ -466,7 +466,7 @@ cases! {
         assert_eq!(d.events.until("r", "create"), ["create"]);
         let state = d.runtime_root().join(&d.namespace).join("r");
         assert!(!state.exists(), "the runtime's state {}", state.display());
-        assert_eq!(daemon::cgroup_dirs(r.cgroup()), Vec::<std::path::PathBuf>::new());
+        assert_eq!(machine::cgroup_dirs(r.cgroup()), Vec::<std::path::PathBuf>::new());
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", r.shim_pid)).unwrap();
         assert_eq!(children.trim(), "");
         d.eventually("as many descriptors as before", || r.footprint().0.len() <= before);

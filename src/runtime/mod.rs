@@ -25,7 +25,7 @@ const DEFAULT_BINARY: &str = "runc";
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
 
 /// How often a container is tried to be killed and deleted, and the time between.
-const DELETE_TRIES: u32 = 3;
+const DELETE_TRIES: u32 = 10;
 const DELETE_PAUSE: Duration = Duration::from_millis(200);
 
 /// An OCI runtime, for the containers of one namespace.

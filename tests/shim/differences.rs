@@ -96,6 +96,7 @@ const GO: &[Shim] = &[Go16, Go17, Go2];
 const ALL: &[Shim] = &[Ours, Go16, Go17, Go2];
 const GO1: &[Shim] = &[Go16, Go17];
 
+const KILLED: &str = "Go has youki send signals, which takes the container for stopped then";
 const DEV_NULL: &str = "youki reopens /dev/null, but not for writing";
 const CAPABILITY: &str = "youki refuses capabilities that it does not know";
 const CRUN: &str = "Go does not take crun's words for a container that does not exist";
@@ -105,6 +106,8 @@ const GC: &str = "Go leaves descriptors to its garbage collector";
 const ORDER: &str = "Go sends later events before it tries an earlier one again, and gives up";
 const TWICE: &str =
     "an exec that failed to start and is started again takes the shim down when it ends";
+const EMPTY: &str =
+    "the runtime's list is empty, which to containerd means that the container is lost";
 const DEAD: &str = "Go asks the file system itself before it unmounts it";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
 
@@ -183,7 +186,13 @@ const TABLE: &[Difference] = &[
         "runc",
         GO,
         "pids_of_a_stopped_container_are_no_empty_list",
-        "Go's list is empty, which to containerd means that the container is lost",
+        EMPTY,
+    ),
+    fails_with(
+        "youki",
+        GO,
+        "pids_of_a_stopped_container_are_no_empty_list",
+        EMPTY,
     ),
     fails(GO, "runtime_fails_to_exec_and_is_asked_again", TWICE),
     fails(GO, "runtime_is_taken_away", TWICE),
@@ -300,6 +309,11 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
+        "runtime_gets_the_execs_spec_whole",
+        "Go passes on the fields that it knows",
+    ),
+    fails(
+        GO,
         "exec_without_a_spec",
         "Go dereferences nil, and the whole shim dies",
     ),
@@ -375,6 +389,20 @@ const TABLE: &[Difference] = &[
         "Go runs `ps` for Pids and `kill` for a signal",
     ),
     // what youki cannot do
+    fails_with("youki", GO, "created_init", KILLED),
+    fails_with("youki", GO, "paused_init", KILLED),
+    fails_with(
+        "youki",
+        GO,
+        "real_time_signal_to_init",
+        "youki knows no such signals, and Go has it send them",
+    ),
+    fails_with(
+        "youki",
+        ALL,
+        "mapped_exec_with_pipes",
+        "youki's execs stay outside of the user namespace",
+    ),
     fails_with(
         "youki",
         ALL,

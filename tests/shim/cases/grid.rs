@@ -9,7 +9,7 @@ use crate::harness::task::Process;
 use crate::harness::*;
 
 /// Signal that neither ends nor changes anything.
-const SIGCONT: i32 = 18;
+const SIGWINCH: i32 = 28;
 
 /// Every request of a container that is not there is answered alike.
 #[track_caller]
@@ -67,7 +67,7 @@ cases! {
         assert_eq!(c.status(), Status::CREATED);
         let wait = c.wait_pending();
         c.exec("e", &["true"]).unwrap();
-        c.kill(SIGCONT).unwrap();
+        c.kill(SIGWINCH).unwrap();
         c.resize(80, 25).unwrap();
         c.close_io().unwrap();
         assert_eq!(c.pids().unwrap().len(), 1);
@@ -109,7 +109,7 @@ cases! {
         let c = d.running("c");
         c.start().no("cannot start a running process");
         c.exec("e", &["true"]).unwrap();
-        c.kill(SIGCONT).unwrap();
+        c.kill(SIGWINCH).unwrap();
         c.resize(80, 25).unwrap();
         c.close_io().unwrap();
         assert_eq!(c.pids().unwrap().len(), 1);
@@ -128,7 +128,7 @@ cases! {
         let wait = c.wait_pending();
         c.start().no("cannot start a paused process");
         assert_exec_refused(&c, "cannot exec in a paused state");
-        c.kill(SIGCONT).unwrap();
+        c.kill(SIGWINCH).unwrap();
         c.resize(80, 25).unwrap();
         c.close_io().unwrap();
         assert_eq!(c.pids().unwrap().len(), 1);

@@ -130,6 +130,11 @@ const TABLE: &[Difference] = &[
     ),
     fails(&[Go2], "group_goes_before_sandbox", GROUP),
     fails(&[Go2], "pod_has_one_server", GROUP),
+    may_fail(
+        &[Go2],
+        "containers_of_a_pod_started_at_the_same_time",
+        GROUP,
+    ),
     fails(&[Go2], "client_leaves_while_an_exec_is_started", GROUP),
     fails(&[Go2], "deletes_at_the_same_time", GROUP),
     fails(GO1, "runtime_info_is_told", "1.x has no -info"),

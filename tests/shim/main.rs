@@ -18,6 +18,7 @@ mod cases {
     mod lifecycle;
     mod mounts;
     mod options;
+    mod pods;
     mod resources;
     mod shutdown;
     mod start;

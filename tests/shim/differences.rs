@@ -319,6 +319,21 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
+        "both_versions_of_the_service_know_the_container",
+        "Go serves one version",
+    ),
+    fails(
+        GO,
+        "container_id_that_is_being_made",
+        "Go leaves it to the runtime to notice",
+    ),
+    fails(
+        GO,
+        "ids_that_lead_elsewhere",
+        "Go takes any name for an exec, and makes files by it",
+    ),
+    fails(
+        GO,
         "exec_without_a_spec",
         "Go dereferences nil, and the whole shim dies",
     ),
@@ -359,6 +374,11 @@ const TABLE: &[Difference] = &[
         "the reaper waits for subscribers that wait for the reaper",
     ),
     // the runtime
+    fails(
+        GO,
+        "init_is_killed_while_the_runtime_starts_it",
+        "Kill waits for the runtime",
+    ),
     fails(GO, "runtime_hangs_in_create", LOCK),
     fails(GO, "runtime_hangs_in_start", LOCK),
     fails(GO, "runtime_hangs_in_exec", LOCK),

@@ -4,6 +4,7 @@
 use std::fs;
 
 use containerd_shim_rs_v2::proto::Mount;
+use containerd_shim_rs_v2::proto::task::CreateTaskResponse;
 use containerd_shim_rs_v2::proto::types::Status;
 
 use crate::harness::container::Container;
@@ -120,7 +121,7 @@ cases! {
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).shim();
         let mut request = c.create_request();
         request.checkpoint = d.path("image").to_str().unwrap().into();
-        let created: containerd_shim_rs_v2::proto::task::CreateTaskResponse = c.call("Create", &request).unwrap();
+        let created: CreateTaskResponse = c.call("Create", &request).unwrap();
         assert_eq!(created.pid, 0);
         assert_eq!(c.status(), Status::CREATED);
         assert_eq!(d.events.get("c", "create").pid, 0);
@@ -279,7 +280,7 @@ cases! {
         let c = container(d, &runtime, "c").shim();
         let mut held = runtime.hold("create", At::Before);
         let other = c.reconnect();
-        let _create: wire::Pending<containerd_shim_rs_v2::proto::task::CreateTaskResponse> =
+        let _create: wire::Pending<CreateTaskResponse> =
             c.over(&other).send("Create", &c.create_request());
         held.reached();
         other.close();
@@ -350,5 +351,53 @@ cases! {
         // The terminal's master among them.
         assert!(c.footprint().0.iter().any(|name| name.contains("ptmx")), "{:?}", c.footprint().0);
         assert_eq!(c.inheritable(), Vec::<String>::new());
+    }
+
+    fn container_id_that_is_being_made(d) {
+        let runtime = d.fake_runtime();
+        let c = container(d, &runtime, "c").shim();
+        let mut held = runtime.hold("create", At::Before);
+        let create = c.create_pending();
+        held.reached();
+        c.create().refused(Code::ALREADY_EXISTS, "c");
+        held.release();
+        create.wait().unwrap();
+        assert_eq!(c.status(), Status::CREATED);
+        c.finish();
+    }
+
+    fn bundle_that_is_not_there(d) {
+        let c = d.container("c", &["true"]).shim();
+        let mut request = c.create_request();
+        request.bundle = "/no/such/bundle".into();
+        let failure = c.call::<CreateTaskResponse>("Create", &request).unwrap_err();
+        assert!(failure.message.contains("/no/such/bundle"), "{failure:?}");
+        assert_not_created(d, &c);
+    }
+
+    fn ids_that_lead_elsewhere(d) {
+        let c = d.running("c");
+        for id in ["", "..", "../c", "c/../../c"] {
+            let mut request = c.create_request();
+            (request.id, request.rootfs) = (id.into(), Vec::new());
+            assert!(c.call::<CreateTaskResponse>("Create", &request).is_err(), "container {id:?} was made");
+            assert_eq!(c.status(), Status::RUNNING);
+        }
+        for id in ["", "a/b", "../e"] {
+            assert!(c.exec(id, &["true"]).is_err(), "exec {id:?} was added");
+        }
+        c.end();
+        c.finish();
+    }
+
+    fn verb_that_the_runtime_does_not_have(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        // As runtimes do that were built without it: usage, and nothing in the log.
+        runtime.refuse("checkpoint", "no such command: checkpoint");
+        c.checkpoint(d.path("image").to_str().unwrap()).refused(Code::UNKNOWN, "no such command: checkpoint");
+        assert_eq!(c.status(), Status::RUNNING);
+        c.end();
+        c.finish();
     }
 }

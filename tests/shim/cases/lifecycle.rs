@@ -327,4 +327,46 @@ cases! {
         c.state().refused(Code::NOT_FOUND, "");
         c.shut_down();
     }
+
+    fn both_versions_of_the_service_know_the_container(d) {
+        let c = d.running("c");
+        for (id, api) in [("e2", Api::V2), ("e3", Api::V3)] {
+            let of_version = |exec: &str| task::Process { api, ..c.process(exec) };
+            assert_eq!(of_version("").status(), Status::RUNNING);
+            c.exec(id, &["sh", "-c", "exit 3"]).unwrap();
+            of_version(id).start().unwrap();
+            assert_eq!(of_version(id).exit_status(), 3);
+        }
+        c.end();
+        c.finish();
+    }
+
+    fn init_is_killed_while_the_runtime_starts_it(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).created();
+        let mut held = runtime.hold("start", At::Before);
+        let start = c.start_pending();
+        held.reached();
+        c.kill(9).unwrap();
+        held.release();
+        // The runtime may have found that it is gone, or not.
+        let started = start.wait().is_ok();
+        assert_eq!(c.exit_status(), 137);
+        let expected: &[&str] = if started { &["create", "start", "exit"] } else { &["create", "exit"] };
+        assert_eq!(d.events.until("c", "exit"), expected);
+        c.finish();
+    }
+
+    fn one_of_many_starts_is_heeded(d) {
+        let c = d.container("c", &["sleep", "inf"]).created();
+        let starts: Vec<_> = (0..10).map(|_| c.start_pending()).collect();
+        let answers: Vec<_> = starts.into_iter().map(wire::Pending::wait).collect();
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
+        for refused in answers.into_iter().filter(Result::is_err) {
+            refused.refused(Code::UNKNOWN, "cannot start a running process");
+        }
+        c.end();
+        assert_eq!(d.events.until("c", "exit"), ["create", "start", "exit"]);
+        c.finish();
+    }
 }

@@ -214,4 +214,18 @@ cases! {
         }
         d.eventually("as many descriptors as before", || c.footprint().0.len() <= before.len());
     }
+
+    fn request_of_the_future(d) {
+        let c = d.running("c");
+        let state = task::StateRequest { id: "c".into(), ..Default::default() };
+        let mut payload = state.write_to_bytes().unwrap();
+        // Field 200, the number 1.
+        payload.extend([0xc0, 0x0c, 0x01]);
+        let mut stream = raw(&c);
+        stream.write_all(&request(1, c.api.service(), "State", payload, Duration::ZERO).bytes()).unwrap();
+        let (_, response) = answer(&mut stream).expect("an answer");
+        assert_eq!(response.status.code(), Code::OK);
+        let state = task::StateResponse::parse_from_bytes(&response.payload).unwrap();
+        assert_eq!(state.id, "c");
+    }
 }

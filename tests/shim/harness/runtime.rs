@@ -83,6 +83,11 @@ impl FakeRuntime {
         fs::write(self.dir.join(format!("{verb}.fail")), message).expect("order a failure");
     }
 
+    /// From now on `verb` fails with `message` on stderr alone.
+    pub fn refuse(&self, verb: &str, message: &str) {
+        fs::write(self.dir.join(format!("{verb}.refuse")), message).expect("order a refusal");
+    }
+
     /// From now on `verb` fails, and appends `text` to the log as it is.
     pub fn fail_with_log(&self, verb: &str, text: &str) {
         self.fail(verb, "");
@@ -159,6 +164,7 @@ printf '%s\n' $seen "$@" > $dir/$verb.arguments
 export -p > $dir/$verb.environment
 if [ -p $dir/$verb.Before ]; then read x < $dir/$verb.Before; fi
 if [ -e $dir/$verb.log ]; then cat $dir/$verb.log >> $log; fi
+if [ -e $dir/$verb.refuse ]; then cat $dir/$verb.refuse >&2; exit 1; fi
 if [ -e $dir/$verb.fail ]; then
   [ -s $dir/$verb.fail ] || exit 1
   cat $dir/$verb.fail >&2

@@ -5,10 +5,13 @@
 //! files). Nothing is lost or reordered, and a reader that stops or goes away delays
 //! only the writer. Pipes grow only once a transfer filled them.
 //!
-//! Lacks on purpose: threads, timers while the process lives, and any knowledge of
-//! what the two ends are.
+//! A stream that comes little by little (lines of a log) is moved once a millisecond:
+//! each transfer, however small, costs as much as one of a megabyte.
+//!
+//! Lacks on purpose: threads, timers where nothing moves, and any knowledge of what the
+//! two ends are.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +28,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::sys;
 
@@ -42,26 +45,49 @@ const TERMINAL: usize = 128 << 10;
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
 /// After so many transfers in a row other tasks get their turn.
 const TURNS: u32 = 8;
+/// How long a stream gathers that comes little by little.
+const REST: Duration = Duration::from_millis(1);
+/// A transfer of fewer bytes moves little.
+const LITTLE: usize = 16 << 10;
+/// So many of them within a `REST` may be too many.
+const MANY: u32 = 16;
+/// At most so many are needed, where they are a dialogue.
+const MOST: u32 = 1024;
 
 /// One end of a stream.
 #[derive(Debug)]
-pub(super) enum End {
-    /// A descriptor that tells when it is ready. It is non-blocking.
-    Polled(AsyncFd<OwnedFd>),
-    /// A regular file or a device like `/dev/null`, which always is.
-    Always(OwnedFd),
+pub(super) struct End {
+    fd: Rc<OwnedFd>,
+    /// What it can be waited for; `None` for a regular file or a device like
+    /// `/dev/null`, which always is ready. Else it is non-blocking.
+    interest: Option<Interest>,
+    /// Its registration, made when it is waited for.
+    watch: RefCell<Option<Rc<Watch>>>,
 }
+
+type Watch = AsyncFd<Rc<OwnedFd>>;
 
 impl End {
     /// Watches `fd` for `interest`.
     pub(super) fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
-        match sys::fd::watch(fd, interest) {
-            Ok(fd) => Ok(Self::Polled(fd)),
+        let mut end = Self::unwatched(fd);
+        end.interest = Some(interest);
+        match end.watch() {
             // epoll(7) refuses what is always ready.
-            Err((fd, cause)) if cause.raw_os_error() == Some(Errno::EPERM as i32) => {
-                Ok(Self::Always(fd))
+            Err(cause) if cause.raw_os_error() == Some(Errno::EPERM as i32) => {
+                end.interest = None;
             }
-            Err((_, cause)) => Err(cause),
+            watched => drop(watched?),
+        }
+        Ok(end)
+    }
+
+    /// Takes `fd` for always ready.
+    pub(super) fn unwatched(fd: OwnedFd) -> Self {
+        Self {
+            fd: Rc::new(fd),
+            interest: None,
+            watch: RefCell::default(),
         }
     }
 
@@ -103,15 +129,31 @@ impl End {
         }
     }
 
+    fn watch(&self) -> io::Result<Option<Rc<Watch>>> {
+        let Some(interest) = self.interest else {
+            return Ok(None);
+        };
+        let mut watch = self.watch.borrow_mut();
+        if watch.is_none() {
+            *watch = Some(Rc::new(sys::fd::watch_shared(self.fd.clone(), interest)?));
+        }
+        Ok(watch.clone())
+    }
+
+    /// Until it is waited for again, what happens to it wakes nobody.
+    fn unwatch(&self) {
+        self.watch.take();
+    }
+
     /// Waits until one of `events` (or a hang-up, or an error) holds.
     async fn ready(&self, interest: Interest, events: PollFlags) -> io::Result<PollFlags> {
-        let Self::Polled(fd) = self else {
+        let Some(watch) = self.watch()? else {
             return Ok(events);
         };
         loop {
             // Guard first, look second: readiness that arrives in between is not
             // cleared with the old.
-            let mut guard = fd.ready(interest).await?;
+            let mut guard = watch.ready(interest).await?;
             let now = self.now(events);
             if !now.is_empty() {
                 return Ok(now);
@@ -132,10 +174,7 @@ impl End {
 
 impl AsFd for End {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Polled(fd) => fd.get_ref().as_fd(),
-            Self::Always(fd) => fd.as_fd(),
-        }
+        self.fd.as_fd()
     }
 }
 
@@ -212,6 +251,56 @@ impl Drop for Undrained {
     }
 }
 
+/// Notices a stream that comes little by little. A dialogue, each of whose words waits
+/// for an answer, looks like one until it rests: then nothing gathers.
+#[derive(Debug)]
+struct Pace {
+    /// So many small transfers are needed for a rest.
+    many: u32,
+    /// Small transfers since `since`, and their bytes.
+    small: u32,
+    bytes: usize,
+    since: Instant,
+    /// It rests, and that pays when so many bytes gather.
+    rests: Option<usize>,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            many: MANY,
+            small: 0,
+            bytes: 0,
+            since: Instant::now(),
+            rests: None,
+        }
+    }
+
+    /// Whether to rest after a transfer of so many bytes.
+    fn rests_after(&mut self, moved: usize) -> bool {
+        if let Some(enough) = self.rests.take() {
+            let pays = moved >= enough;
+            self.many = if pays { MANY } else { MOST.min(self.many * 2) };
+            // The pipes must not fill meanwhile.
+            self.rests = (pays && moved < LARGEST / 2).then_some(enough);
+        } else if moved < LITTLE {
+            if self.small == 0 {
+                self.since = Instant::now();
+                self.bytes = 0;
+            }
+            self.small += 1;
+            self.bytes += moved;
+            if self.small >= self.many {
+                self.small = 0;
+                let often = self.since.elapsed() < REST * (self.many / MANY);
+                let average = self.bytes / self.many as usize;
+                self.rests = often.then_some(4 * average);
+            }
+        }
+        self.rests.is_some()
+    }
+}
+
 /// When a stream ends other than by the end of its source.
 #[derive(Debug)]
 pub(super) enum Until {
@@ -236,6 +325,7 @@ pub(super) struct Copy {
     splices: bool,
     /// The size of the smaller pipe; a transfer that large makes both grow.
     size: usize,
+    pace: Pace,
     buffer: Vec<u8>,
     /// How much of `buffer` has been written.
     written: usize,
@@ -257,6 +347,7 @@ impl Copy {
             name,
             splices: true,
             size,
+            pace: Pace::new(),
             buffer: Vec::new(),
             written: 0,
             left: None,
@@ -288,6 +379,10 @@ impl Copy {
             match self.step() {
                 Ok(0) => break,
                 Ok(_) if self.left == Some(0) && self.is_flushed() => break,
+                Ok(moved) if self.splices && self.pace.rests_after(moved) => {
+                    turns = 0;
+                    self.rest().await;
+                }
                 Ok(_) => turns += 1,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
@@ -398,6 +493,18 @@ impl Copy {
         self.dropped = 0;
     }
 
+    /// Lets the stream gather; a process that ended writes no more.
+    async fn rest(&self) {
+        self.from.unwatch();
+        let rest = sleep(REST);
+        match &self.until {
+            Until::SinkGone => rest.await,
+            Until::Drained(drain) | Until::Exited(drain) => {
+                first(rest, drain.over(Duration::ZERO)).await.unwrap_or(());
+            }
+        }
+    }
+
     /// Waits until a transfer is possible. False: there will be none.
     async fn wait(&mut self) -> bool {
         if self.is_flushed() && !self.source_ready().await {
@@ -486,4 +593,66 @@ pub(super) async fn first<T>(
         end.as_mut().poll(cx).map(|()| None)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// A stream that moves `moved` bytes each `pause`: after how many transfers it rests.
+    async fn rest_of(pace: &mut Pace, moved: usize, pause: Duration) -> Option<u32> {
+        for count in 1..=10 * MOST {
+            if pace.rests_after(moved) {
+                return Some(count);
+            }
+            advance(pause).await;
+        }
+        None
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_comes_little_by_little_rests() {
+        let micros = Duration::from_micros;
+        for (moved, pause, rests) in [
+            (1, micros(1), true),
+            (LITTLE - 1, micros(60), true),
+            (LITTLE, micros(1), false),
+            (LARGEST, micros(1), false),
+            (1, micros(70), false),
+            (1, Duration::from_secs(1), false),
+        ] {
+            let rest = rest_of(&mut Pace::new(), moved, pause).await;
+            assert_eq!(rest, rests.then_some(MANY), "{moved} bytes each {pause:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rest_is_followed_by_others_while_that_pays() {
+        for (gathered, pays) in [(400, true), (399, false), (LARGEST / 2, false)] {
+            let mut pace = Pace::new();
+            rest_of(&mut pace, 100, Duration::ZERO).await.unwrap();
+            for _ in 0..3 {
+                assert_eq!(pace.rests_after(gathered), pays, "{gathered} bytes");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dialogue_rests_ever_less() {
+        let mut pace = Pace::new();
+        let mut words = 0;
+        for rests in 1.. {
+            words += rest_of(&mut pace, 100, Duration::from_micros(30))
+                .await
+                .unwrap();
+            // What was said while it rested: one word.
+            assert!(!pace.rests_after(100));
+            if rests > 10 {
+                assert!(words >= rests * MOST / 3, "{words} words, {rests} rests");
+                break;
+            }
+        }
+    }
 }

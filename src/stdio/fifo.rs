@@ -80,7 +80,7 @@ pub(super) async fn close(end: End) -> io::Result<()> {
     let path = fd_path(end.as_fd());
     // A write end alone keeps the bytes, and can tell whether somebody reads.
     let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let writer = End::Always(open(path.as_str(), flags, Mode::empty())?);
+    let writer = End::unwatched(open(path.as_str(), flags, Mode::empty())?);
     drop(end);
     if writer.has_reader() {
         return Ok(());

@@ -5,6 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tokio::io::Interest;
@@ -105,6 +106,12 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
 pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
     // SAFETY: an `OwnedFd` means one descriptor, and nobody else can close it.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(|e| e.into_parts())
+}
+
+/// As [`watch`], until the result is dropped; `fd` stays open as long as others have it.
+pub fn watch_shared(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<OwnedFd>>> {
+    // SAFETY: an `OwnedFd` means one descriptor, and it is open while the result has it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 /// A descriptor that becomes readable whenever somebody opens `path` (inotify(7));

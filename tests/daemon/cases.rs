@@ -337,7 +337,7 @@ fn pids(ctr: &Ctr) -> Vec<i32> {
 
 /// Runs `command` on a terminal of 33 rows and 121 columns, types `input`, and
 /// returns all it printed and its exit code.
-fn on_terminal(mut command: Command, input: &str) -> (String, i32) {
+pub fn on_terminal(mut command: Command, input: &str) -> (String, i32) {
     let size = Winsize {
         ws_row: 33,
         ws_col: 121,

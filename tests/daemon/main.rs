@@ -12,6 +12,7 @@
 
 mod cases;
 mod ctr;
+mod stdio;
 mod world;
 
 use ctr::Naming;
@@ -19,7 +20,7 @@ use ctr::Naming;
 /// The cases, for one daemon and one naming.
 macro_rules! cases {
     ($version:literal, $naming:expr) => {
-        cases! { $version, $naming;
+        cases! { $version, $naming, cases;
             exit_codes_and_output
             exit_by_signal
             stdin_until_its_end
@@ -39,11 +40,11 @@ macro_rules! cases {
             unknown_runtime_binary
         }
     };
-    ($version:literal, $naming:expr; $($case:ident)*) => {$(
+    ($version:literal, $naming:expr, $module:ident; $($case:ident)*) => {$(
         #[test]
         fn $case() {
             let name = concat!(module_path!(), "::", stringify!($case));
-            crate::world::enter($version, name, || crate::cases::$case(&crate::ctr::Ctr::new($naming)));
+            crate::world::enter($version, name, || crate::$module::$case(&crate::ctr::Ctr::new($naming)));
         }
     )*};
 }
@@ -59,6 +60,18 @@ macro_rules! namings {
         }
         mod drop_in {
             cases! { $version, crate::Naming::DropIn }
+        }
+        // How the runtime is named makes no difference to these.
+        mod stdio {
+            cases! { $version, crate::Naming::Path, stdio;
+                large_output
+                output_in_small_writes
+                large_input_comes_back
+                large_output_of_terminals
+                clients_killed_during_output
+                daemon_restarted_during_output
+                daemon_restarted_during_output_to_a_logger
+            }
         }
     };
 }

@@ -20,14 +20,19 @@ pub fn limit() -> Duration {
     stretched(30)
 }
 
-/// A case that hangs gives up after this; each of its steps has its own, shorter limit.
+/// A case that hangs gives up after this; most of its steps have their own, shorter limit.
 fn case_limit() -> Duration {
-    stretched(100)
+    stretched(if is_heavy() { 900 } else { 100 })
 }
 
 /// If even that does not end its world, it is killed after this.
 fn world_limit() -> Duration {
-    stretched(150)
+    case_limit() + Duration::from_secs(50)
+}
+
+/// Whether the cases are to move as much as possible (`HEAVY=1`).
+pub fn is_heavy() -> bool {
+    std::env::var("HEAVY").is_ok_and(|value| value == "1")
 }
 
 /// This many seconds, `PATIENCE` times: an emulated machine needs more than a real one.

@@ -9,7 +9,7 @@
 )]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -47,8 +47,9 @@ fn main() {
     let api = *harness::apis().last().expect("a version of the Task API");
     let daemon = Daemon::new(api, PATIENCE);
     let cost = match scenario.as_str() {
-        "stdout" => output(&daemon, program, 1 << 20, total),
-        "lines" => output(&daemon, program, 128, total),
+        "stdout" => output(&daemon, program, 1 << 20, total, drain),
+        "lines" => output(&daemon, program, 128, total, drain),
+        "client" => output(&daemon, program, 1 << 20, total, read_as_client),
         "stdin" => input(&daemon, program, total),
         _ => panic!("no scenario {scenario}"),
     };
@@ -57,12 +58,18 @@ fn main() {
     println!("{rate:.0} {:.4}", cost.cpu.as_secs_f64() / gigabytes);
 }
 
-/// A container that writes, in blocks of that size.
-fn output(daemon: &Daemon, program: &str, block: usize, total: usize) -> Cost {
+/// A container that writes, in blocks of that size, and what reads it to its end.
+fn output(
+    daemon: &Daemon,
+    program: &str,
+    block: usize,
+    total: usize,
+    read: fn(File) -> u64,
+) -> Cost {
     let args = [PROGRAM, "write", &block.to_string(), &total.to_string()];
     let (container, stdout) = create(daemon, program, &args);
     let start = Start::of(&container);
-    let bytes = drain(stdout);
+    let bytes = read(stdout);
     assert_eq!(bytes, total as u64, "output is missing");
     start.cost(&container, bytes)
 }
@@ -105,7 +112,6 @@ fn with_program<'d>(builder: Builder<'d>, program: &str) -> Builder<'d> {
 fn reader(path: &str) -> File {
     let fifo = OpenOptions::new().read(true).write(true).open(path);
     let fifo = fifo.expect("open a FIFO");
-    grow(&fifo);
     let reader = File::open(path).expect("open a FIFO");
     drop(fifo);
     reader
@@ -117,9 +123,21 @@ fn grow(fifo: &File) {
 
 /// Reads to the end, which takes no copy of the bytes: how many there were.
 fn drain(mut from: File) -> u64 {
+    grow(&from);
     let mut null = OpenOptions::new().write(true).open("/dev/null");
     // Between files, this is splice(2).
     io::copy(&mut from, null.as_mut().expect("open /dev/null")).expect("read")
+}
+
+/// Reads to the end as containerd's clients do: how many bytes there were.
+fn read_as_client(mut from: File) -> u64 {
+    let (mut buffer, mut bytes) = (vec![0; 32 << 10], 0);
+    loop {
+        match from.read(&mut buffer).expect("read") {
+            0 => return bytes,
+            count => bytes += count as u64,
+        }
+    }
 }
 
 /// The moment at which the container was started.

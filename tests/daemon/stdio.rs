@@ -237,11 +237,10 @@ pub fn clients_killed_during_output(ctr: &Ctr) {
         at = start + part.len();
     }
     // Nobody has taken the rest: it is all there.
-    let fifo = stdout_fifo();
-    let reading = thread::spawn(move || {
-        let mut rest = Vec::new();
-        { fifo }.read_to_end(&mut rest).map(|_| rest)
-    });
+    let mut fifo = stdout_fifo();
+    let mut rest = vec![0; PART];
+    fifo.read_exact(&mut rest).expect("read the FIFO");
+    let reading = thread::spawn(move || fifo.read_to_end(&mut rest).map(|_| rest));
     let total = stop_counting();
     remove_counter(ctr);
     let rest = reading.join().expect("the reader").expect("read the FIFO");

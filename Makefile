@@ -4,10 +4,10 @@ NAME   := containerd-shim-rs-v2
 BINARY := target/$(TARGET)/release/$(NAME)
 PREFIX ?= /usr/local
 
-.PHONY: help setup build check test demo install
+.PHONY: help setup build check test demo bench-io install
 
 help: ## this list
-	@awk -F ': *## ' '/^[a-z]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ': *## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what building and testing need (root; Debian)
 	@hack/setup
@@ -28,6 +28,9 @@ test: ## everything: setup, check, build, tests of the shim, tests with daemons 
 
 demo: ## see it run a container, beside containerd's own shim (root)
 	@hack/demo
+
+bench-io: ## what moving stdio costs, beside other shims (root, minutes)
+	@hack/bench-io
 
 install: ## install the built binary: PREFIX=/usr/local, DESTDIR=
 	@[ -x $(BINARY) ] || { echo "no $(BINARY): run make build first" >&2; exit 1; }

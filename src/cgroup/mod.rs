@@ -11,6 +11,7 @@ mod locate;
 mod v1;
 mod v2;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::proto::{Any, Message};
 use files::Reader;
 use locate::Located;
@@ -28,6 +29,8 @@ pub struct Cgroup {
     /// `/`, but for tests.
     root: PathBuf,
     located: Located,
+    /// The statistics of [`Cgroup::keep_stats`].
+    kept: RefCell<Option<Any>>,
 }
 
 /// The directory whose files tell of memory.
@@ -51,6 +54,7 @@ impl Cgroup {
         Ok(Self {
             root: root.to_owned(),
             located: locate::of(root, pid)?,
+            kept: RefCell::default(),
         })
     }
 
@@ -69,8 +73,35 @@ impl Cgroup {
     }
 
     /// `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`.
-    /// A missing controller or file gives zeros; NotFound when the whole cgroup is gone.
+    /// A missing controller or file gives zeros. Once the whole cgroup is gone: what
+    /// [`Cgroup::keep_stats`] kept, or NotFound.
     pub fn stats(&self) -> Result<Any> {
+        match self.current_stats() {
+            Err(error) if error.kind() == Kind::NotFound => self.kept.borrow().clone().ok_or(error),
+            outcome => outcome,
+        }
+    }
+
+    /// Keeps the statistics of now, to be told when the cgroup is gone: systemd removes
+    /// one as soon as nobody is in it, but clients still ask how its container ended.
+    /// Those that it removes while they are read lack what was to be read last: they
+    /// replace no others.
+    pub fn keep_stats(&self) {
+        if let Ok(stats) = self.current_stats()
+            && (self.exists() || self.kept.borrow().is_none())
+        {
+            self.kept.replace(Some(stats));
+        }
+    }
+
+    fn exists(&self) -> bool {
+        match &self.located {
+            Located::V1(hierarchies) => !hierarchies.live().is_empty(),
+            Located::V2 { dir, .. } => dir.exists(),
+        }
+    }
+
+    fn current_stats(&self) -> Result<Any> {
         let mut reader = Reader::default();
         match &self.located {
             Located::V1(hierarchies) => {
@@ -82,7 +113,7 @@ impl Cgroup {
                 packed("v1", &metrics.context(|| "read cgroup statistics")?)
             }
             Located::V2 { dir, .. } => {
-                if !dir.exists() {
+                if !self.exists() {
                     return Err(gone());
                 }
                 let metrics = v2::metrics(&self.root, dir, &mut reader);
@@ -213,7 +244,6 @@ fn collect_pids(dir: &Path, reader: &mut Reader, pids: &mut BTreeSet<i32>) -> io
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
     use crate::proto::{cgroups_v1, cgroups_v2};
     use tempfile::TempDir;
 
@@ -404,7 +434,7 @@ mod tests {
         assert_eq!(stats.io.psi.some.total, 5);
         assert_eq!(stats.rdma.current[0].hca_handles, 2);
         assert_eq!(stats.rdma.limit[0].hca_objects, u32::MAX);
-        let [large, huge] = &stats.hugetlb[..] else {
+        let [huge, large] = &stats.hugetlb[..] else {
             panic!("{:?}", stats.hugetlb);
         };
         assert_eq!(
@@ -429,6 +459,17 @@ mod tests {
         let stats = v2_stats(&cgroup);
         assert!(stats.memory_events.is_none() && stats.cpu.psi.is_none());
         assert_eq!((stats.memory.usage_limit, stats.pids.limit), (0, 0));
+    }
+
+    #[test]
+    fn statistics_that_were_kept_are_told_when_the_cgroup_is_gone() {
+        let (root, cgroup) = v2();
+        let dir = root.path().join("sys/fs/cgroup/system.slice/c.scope");
+        cgroup.keep_stats();
+        fs::write(dir.join("pids.current"), "4\n").unwrap();
+        assert_eq!(v2_stats(&cgroup).pids.current, 4, "what is there counts");
+        fs::remove_dir_all(dir).unwrap();
+        assert_eq!(v2_stats(&cgroup).pids.current, 3);
     }
 
     #[test]

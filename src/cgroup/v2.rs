@@ -14,14 +14,15 @@ use crate::proto::cgroups_v2::{
 /// What the files in `dir` tell; those that are missing tell zeros.
 pub fn metrics(root: &Path, dir: &Path, reader: &mut Reader) -> io::Result<Metrics> {
     let mut metrics = Metrics {
+        // In the order of what would be missed most, should the cgroup go meanwhile.
+        memory_events: memory_events(reader.text(dir, "memory.events")?),
+        cpu: MessageField::some(cpu(dir, reader)?),
+        memory: MessageField::some(memory(dir, reader)?),
         pids: MessageField::some(PidsStat {
             current: reader.number(dir, "pids.current")?,
             limit: reader.number(dir, "pids.max")?,
             ..PidsStat::default()
         }),
-        cpu: MessageField::some(cpu(dir, reader)?),
-        memory: MessageField::some(memory(dir, reader)?),
-        memory_events: memory_events(reader.text(dir, "memory.events")?),
         io: MessageField::some(IOStat {
             usage: io_usage(reader.text(dir, "io.stat")?),
             psi: pressure(reader.text(dir, "io.pressure")?),
@@ -41,10 +42,7 @@ pub fn metrics(root: &Path, dir: &Path, reader: &mut Reader) -> io::Result<Metri
 }
 
 fn cpu(dir: &Path, reader: &mut Reader) -> io::Result<CPUStat> {
-    let mut stat = CPUStat {
-        psi: pressure(reader.text(dir, "cpu.pressure")?),
-        ..CPUStat::default()
-    };
+    let mut stat = CPUStat::default();
     for (key, value) in keyed(reader.text(dir, "cpu.stat")?) {
         match key {
             "usage_usec" => stat.usage_usec = value,
@@ -58,6 +56,7 @@ fn cpu(dir: &Path, reader: &mut Reader) -> io::Result<CPUStat> {
             _ => {}
         }
     }
+    stat.psi = pressure(reader.text(dir, "cpu.pressure")?);
     Ok(stat)
 }
 

@@ -232,20 +232,31 @@ impl Container {
         });
     }
 
-    fn watch_cgroup(&self) {
+    fn watch_cgroup(self: &Rc<Self>) {
         let Ok(cgroup) = self.cgroup() else { return };
         if let Err(error) = cgroup.enable_controllers() {
             log::warn!("enable the controllers for {}: {error}", self.init.id);
         }
-        let (events, id) = (self.shared.events.clone(), self.id());
+        let container = Rc::downgrade(self);
         let on_oom = move || {
-            events.publish(Event::Oom {
-                container_id: id.clone(),
-            });
+            if let Some(container) = container.upgrade() {
+                container.keep_stats();
+                container.tell(Event::Oom {
+                    container_id: container.id(),
+                });
+            }
         };
         match OomWatch::start(&cgroup, on_oom) {
             Ok(watch) => drop(self.oom.replace(Some(watch))),
             Err(error) => log::warn!("watch {} for OOM: {error}", self.init.id),
+        }
+    }
+
+    /// systemd takes the cgroup away as soon as it is empty: whoever asks then how the
+    /// container ended, as the CRI does for OOM kills, is told of now.
+    fn keep_stats(&self) {
+        if let (true, Ok(cgroup)) = (self.options.systemd_cgroup, self.cgroup()) {
+            cgroup.keep_stats();
         }
     }
 
@@ -404,6 +415,7 @@ impl Container {
         if let Some(watch) = self.oom.take() {
             watch.finish();
         }
+        self.keep_stats();
         self.exits.borrow_mut().hold();
         let held = self.exits.borrow_mut().init_exited(exit);
         debug_assert!(held.is_none(), "held a line above");

@@ -253,6 +253,46 @@ pub fn fifty_at_once(ctr: &Ctr) {
     }
 }
 
+pub fn checkpoint_and_restore(ctr: &Ctr) {
+    if !world::criu_works() {
+        return;
+    }
+    // `/run` is a tmpfs, and so a part of the checkpoint.
+    let script = "n=0; while :; do n=$((n + 1)); echo $n >/run/n; sleep 0.1; done";
+    ctr.detached("box", script);
+    counts_past(ctr, "box", 3);
+    let image = "localhost/checkpoint:1";
+    let checkpoint = format!("containers checkpoint --image --rw --task box {image}");
+    ctr.ok(&checkpoint);
+    assert_eq!(ctr.task("box").expect("a task").1, "RUNNING");
+    let counted = count(ctr, "box").expect("a number");
+    ctr.remove("box");
+
+    let restore = ["containers", "restore", "--rw", "--live", "again", image];
+    let restored = Running::start(ctr.command(restore));
+    ctr.until_status("again", "RUNNING");
+    let went_on = count(ctr, "again").expect("a number");
+    assert!(went_on > 3, "it went on at {went_on}");
+    counts_past(ctr, "again", counted + 3);
+    assert!(ctr.ok("task metrics again").contains("pids.current"));
+    ctr.ok("task kill --signal SIGKILL again");
+    assert_eq!(restored.wait().code(), 137);
+    ctr.call("container delete again");
+    ctr.ok(&format!("images rm {image}"));
+}
+
+/// What the container `id` counted up to; the file may be just being written.
+fn count(ctr: &Ctr, id: &str) -> Option<u32> {
+    let file = ctr.exec(id, "count", "cat /run/n").stdout;
+    file.trim().parse().ok()
+}
+
+fn counts_past(ctr: &Ctr, id: &str, number: u32) {
+    world::until(&format!("{id} to count past {number}"), || {
+        count(ctr, id).is_some_and(|counted| counted > number)
+    });
+}
+
 pub fn command_not_found(ctr: &Ctr) {
     // The runtime's own words, which differ, must come through.
     let done = ctr.run(&["--rm"], "box", &["no-such-command"]);

@@ -34,6 +34,7 @@ macro_rules! cases {
             exit_while_the_daemon_is_down
             shim_killed
             fifty_at_once
+            checkpoint_and_restore
             command_not_found
             broken_config
             id_in_use

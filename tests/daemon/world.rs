@@ -87,6 +87,18 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Whether CRIU works on this machine. Where it does not, that is said; with `NO_SKIP`
+/// set it is a failure.
+pub fn criu_works() -> bool {
+    let check = Command::new("criu").arg("check").output();
+    let works = check.as_ref().is_ok_and(|check| check.status.success());
+    if !works {
+        assert!(std::env::var_os("NO_SKIP").is_none(), "{check:?}");
+        println!("SKIPPED: criu check: {check:?}");
+    }
+    works
+}
+
 /// Kills this world's containerd, as a crash would.
 pub fn stop_daemon() {
     control("stop");

@@ -16,6 +16,7 @@ mod cases {
     mod grid;
     mod kill;
     mod lifecycle;
+    mod metrics;
     mod mounts;
     mod options;
     mod pods;

@@ -11,7 +11,7 @@ use containerd_shim_rs_v2::proto::types::Status;
 use containerd_shim_rs_v2::proto::{Message, Mount, events, runc};
 use serde_json::{Value, json};
 
-use super::resources::{limit_of, stats};
+use super::resources::{HOG, limit_of, short_of_memory, stats};
 use crate::harness::container::{Builder, Container, Fifos};
 use crate::harness::*;
 
@@ -249,14 +249,12 @@ cases! {
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|_| ()));
 
         let fifos = d.fifos("r");
-        let limit = json!({"memory": {"limit": 32 << 20, "swap": 32 << 20}, "pids": {"limit": 55}});
-        let zero = json!({"destination": "/dev/zero", "type": "bind", "source": "/dev/zero", "options": ["bind"]});
-        let r = d.shell("r", COUNT).stdio(fifos.stdio.clone()).restored_from(&image, c.cgroup()).resources(limit);
-        let r = r.spec(|spec| spec["mounts"].as_array_mut().unwrap().push(zero)).run();
+        let r = d.shell("r", COUNT).stdio(fifos.stdio.clone()).restored_from(&image, c.cgroup());
+        let r = short_of_memory(r).run();
         goes_on(d, &fifos, counted);
         let (cpu, memory, pids) = stats(&r);
         assert!(cpu > 0 && memory > 0 && pids > 0, "cpu {cpu} ns, memory {memory} bytes, {pids} processes");
-        assert_eq!(limit_of(&r, "pids"), "55");
+        assert_eq!(limit_of(&r, "memory"), (16 << 20).to_string());
         let all = r.pids().unwrap();
         assert!(all.iter().any(|p| p.pid == r.state().unwrap().pid), "{all:?}");
 
@@ -269,7 +267,7 @@ cases! {
         r.update(Some(r#"{"pids": {"limit": 66}}"#)).unwrap();
         assert_eq!(limit_of(&r, "pids"), "66");
 
-        let hog = r.exec("hog", &["tail", "/dev/zero"]).unwrap();
+        let hog = r.exec("hog", HOG).unwrap();
         hog.start().unwrap();
         assert_eq!(hog.exit_status(), 137);
         d.events.get("r", "oom");

@@ -55,6 +55,8 @@ pub enum Form {
 /// One daemon, with a state directory and sockets of its own.
 pub struct Daemon {
     dir: TempDir,
+    /// The shim's binary.
+    shim: String,
     pub api: Api,
     pub events: Events,
     /// The longest that anything may take.
@@ -90,6 +92,11 @@ fn unique() -> String {
 
 impl Daemon {
     pub fn new(api: Api, patience: Duration) -> Daemon {
+        Daemon::with_shim(shim_binary(), api, patience)
+    }
+
+    /// With another shim than the one under test.
+    pub fn with_shim(shim: &str, api: Api, patience: Duration) -> Daemon {
         process::adopt_orphans();
         let dir = tempfile::Builder::new()
             .prefix("shim-")
@@ -99,6 +106,7 @@ impl Daemon {
         let (bundles, cgroups, environment, addresses) = Default::default();
         let daemon = Daemon {
             dir,
+            shim: shim.into(),
             api,
             events,
             patience,
@@ -199,7 +207,7 @@ impl Daemon {
 
     /// The shim's command line, in `bundle`, as every call of it begins.
     pub fn command(&self, id: &str, bundle: &Path) -> Command {
-        let mut command = Command::new(shim_binary());
+        let mut command = Command::new(&self.shim);
         command
             .args([
                 "-namespace",

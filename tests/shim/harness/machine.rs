@@ -25,11 +25,12 @@ fn places(cgroup: &str) -> Vec<PathBuf> {
     points.map(place).collect()
 }
 
-/// The directories of `cgroup`, in every hierarchy that is mounted.
+/// The directories of `cgroup`, in every hierarchy that is mounted; first the one that
+/// crun makes in a scope of systemd's.
 pub fn cgroup_dirs(cgroup: &str) -> Vec<PathBuf> {
-    let mut dirs = places(cgroup);
-    dirs.retain(|dir| dir.is_dir());
-    dirs
+    let places = places(cgroup).into_iter();
+    let dirs = places.flat_map(|dir| [dir.join("container"), dir]);
+    dirs.filter(|dir| dir.is_dir()).collect()
 }
 
 /// Makes `cgroup` in every hierarchy that is mounted, ready to take processes.

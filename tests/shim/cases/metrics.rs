@@ -1,0 +1,117 @@
+//! The metrics beside those of containerd's own shim, field by field, for one container
+//! at rest.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use containerd_shim_rs_v2::proto::{Any, Message, cgroups_v1, cgroups_v2};
+use protobuf::text_format::print_to_string_pretty;
+
+use crate::harness::container::Container;
+use crate::harness::*;
+
+/// containerd's own shim that serves this version of the Task service.
+fn peer(api: Api) -> String {
+    match api {
+        Api::V2 => "/usr/bin/containerd-shim-runc-v2".into(),
+        Api::V3 => concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/build/containerd-2/usr/bin/containerd-shim-runc-v2"
+        )
+        .into(),
+    }
+}
+
+/// `binary`, in a place where all hierarchies of v1 are mounted: Go loads no cgroup if
+/// one is not, such as this, which others on the machine may have made.
+fn with_all_hierarchies(binary: &str, script: &Path) {
+    let mount = "grep -q hugetlb /proc/self/cgroup && ! mountpoint -q $H && mkdir -p $H && mount -t cgroup -o hugetlb none $H";
+    let text = format!(
+        "#!/bin/sh\nexport H=/sys/fs/cgroup/hugetlb\nexec unshare --mount sh -c '{mount}; exec \"$0\" \"$@\"' {binary} \"$@\"\n"
+    );
+    write_script(script, &text);
+}
+
+/// A runtime whose containers are all the process `pid`.
+fn runtime_of(pid: u32, path: &Path) {
+    let script = format!(
+        "#!/bin/sh\nwhile [ $# -gt 0 ]; do\n[ $1 != --pid-file ] || printf {pid} >$2\nshift\ndone\n"
+    );
+    write_script(path, &script);
+}
+
+fn write_script(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Every field that is not zero, by its path; the type's name first.
+fn fields(c: &Container) -> Result<BTreeMap<String, String>, wire::Failure> {
+    let any: Any = c.stats()?.stats.unwrap();
+    let text = match any.type_url.as_str() {
+        "io.containerd.cgroups.v1.Metrics" => {
+            print_to_string_pretty(&cgroups_v1::Metrics::parse_from_bytes(&any.value).unwrap())
+        }
+        _ => print_to_string_pretty(&cgroups_v2::Metrics::parse_from_bytes(&any.value).unwrap()),
+    };
+    let mut fields = BTreeMap::from([("type".into(), any.type_url)]);
+    let mut path = Vec::new();
+    let mut seen = BTreeMap::new();
+    for line in text.lines().map(str::trim) {
+        match line.split_once(": ") {
+            _ if line == "}" => drop(path.pop()),
+            Some((name, value)) => {
+                let field = [&path[..], &[name.to_string()]].concat().join(".");
+                // The values of a repeated one go together.
+                let values: &mut String = fields.entry(field).or_default();
+                values.push_str(&format!(" {value}"));
+            }
+            None => {
+                let name = line.trim_end_matches([' ', '{', ':']);
+                let count = seen
+                    .entry([&path[..], &[name.to_string()]].concat())
+                    .or_insert(0);
+                path.push(format!("{name}{count}"));
+                *count += 1;
+            }
+        }
+    }
+    Ok(fields)
+}
+
+cases! {
+    fn metrics_are_those_of_containerds_shim(d) {
+        let (here, script) = (d.path("shim"), d.path("runtime"));
+        with_all_hierarchies(shim_binary(), &here);
+        let ours = Daemon::with_shim(here.to_str().unwrap(), d.api, d.patience);
+        let c = ours.running("c");
+
+        let (there, binary) = (d.path("peer"), peer(d.api));
+        with_all_hierarchies(&binary, &there);
+        let others = Daemon::with_shim(there.to_str().unwrap(), d.api, d.patience);
+        runtime_of(c.state().unwrap().pid, &script);
+        let other = others.container("c", &["true"]).options(|o| o.binary_name = script.to_str().unwrap().into()).created();
+
+        let before = fields(&c).unwrap();
+        let theirs = fields(&other).unwrap();
+        let after = fields(&c).unwrap();
+        let none = String::new();
+        let value = |of: &BTreeMap<String, String>, field: &String| of.get(field).unwrap_or(&none).clone();
+        let mut names: Vec<&String> = before.keys().chain(theirs.keys()).collect();
+        names.sort();
+        names.dedup();
+        let mut differences = Vec::new();
+        for name in names {
+            let (ours, at_rest) = (value(&before, name), value(&before, name) == value(&after, name));
+            if at_rest && ours != value(&theirs, name) {
+                differences.push(format!("{name}: ours{ours}, theirs{}", value(&theirs, name)));
+            }
+        }
+        eprintln!("{} fields of {binary}", theirs.len());
+        assert!(differences.is_empty(), "{differences:#?}");
+        c.end();
+        c.finish();
+    }
+}

@@ -610,7 +610,7 @@ impl Container {
         }
         let execs = self.execs.borrow();
         let exec_of = |pid: u32| {
-            let exec = execs.values().find(|exec| exec.process.pid() == pid)?;
+            let exec = execs.values().find(|exec| exec.process.is(pid))?;
             Some(exec.process.id.clone())
         };
         let member = |pid: i32| Member {

@@ -82,6 +82,11 @@ impl Process {
             .map_or(0, |child| child.pid as u32)
     }
 
+    /// Whether it is the process that has this pid now; once it is reaped, another may.
+    pub fn is(&self, pid: u32) -> bool {
+        self.pid() == pid && self.signal(0).is_ok()
+    }
+
     /// Sends `signal` to it, and to no other.
     pub fn signal(&self, signal: u32) -> Result<()> {
         let child = self.child.borrow();

@@ -206,6 +206,11 @@ const TABLE: &[Difference] = &[
         "one_of_many_starts_of_an_exec_is_heeded",
         "each start that was refused may tell an exit of its own",
     ),
+    fails(
+        GO,
+        "pid_of_an_exec_that_ended_is_anybodys",
+        "Go goes by the pids that its execs once had",
+    ),
     // signals
     fails(
         GO,

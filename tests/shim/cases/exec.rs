@@ -1,5 +1,7 @@
 //! Execs, and what is asked of processes: Exec, Kill, Pids.
 
+use std::io::Write;
+
 use containerd_shim_rs_v2::proto::types::Status;
 use containerd_shim_rs_v2::proto::{Empty, Message, runc};
 use serde_json::json;
@@ -326,5 +328,31 @@ cases! {
         let of_execs = |name: &String| name.contains("ptmx") || name.contains("/io/") || name.starts_with("pipe");
         d.eventually("no descriptor of an exec", || !descriptors().iter().any(of_execs));
         c.shut_down();
+    }
+
+    fn pid_of_an_exec_that_ended_is_anybodys(d) {
+        let fifos = d.fifos("c");
+        let c = d.shell("c", "while read x; do sleep inf & done").stdio(fifos.stdio.clone()).run();
+        let stdin = d.write(&fifos.stdio.stdin);
+        let pids = || pids_of(&c);
+        // Asks for a process with this pid; others, anywhere, may come first.
+        let child = |pid: u32| {
+            let before = pids().len();
+            std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+            (&stdin).write_all(b"\n").unwrap();
+            d.eventually("a child", || pids().len() > before);
+            pids().into_iter().find(|(child, _)| *child == pid)
+        };
+        let reused = (0..20).find_map(|n| {
+            let e = c.exec(&format!("e{n}"), &["true"]).unwrap();
+            let pid = e.start().unwrap();
+            e.exit_status();
+            (0..10).find_map(|_| child(pid))
+        });
+        let (_, exec) = reused.expect("a pid that is used again");
+        assert_eq!(exec, "", "a process that is no exec");
+        c.kill_all(9).unwrap();
+        c.exit_status();
+        c.finish();
     }
 }

@@ -1,11 +1,13 @@
 //! Rootfs mounts: every kind of them, and where they go.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use containerd_shim_rs_v2::proto::Mount;
+use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, umount2};
 
 use crate::harness::container::Container;
 use crate::harness::machine::{MountEntry, mount_entries_below, mounts_below};
@@ -24,14 +26,19 @@ fn bind(options: &[&str]) -> Mount {
     a_mount("bind", bundle::rootfs(), &[&["rbind"], options].concat())
 }
 
-/// The shared rootfs with a writable layer `upper` on it, which may be there already.
+/// The shared rootfs with a writable layer on it.
 fn overlay(d: &Daemon) -> Mount {
+    overlay_on(d, bundle::rootfs())
+}
+
+/// A writable layer, the new directory `upper`, on `lower`.
+fn overlay_on(d: &Daemon, lower: &Path) -> Mount {
     let [upper, work] = ["upper", "work"].map(|name| {
         let dir = d.path(name);
         fs::create_dir_all(&dir).unwrap();
         format!("{name}dir={}", dir.display())
     });
-    let lower = format!("lowerdir={}", bundle::rootfs().display());
+    let lower = format!("lowerdir={}", lower.display());
     a_mount("overlay", "overlay", &[&lower, &upper, &work])
 }
 
@@ -64,6 +71,27 @@ fn image(d: &Daemon) -> PathBuf {
     let output = process::run(&mut mkfs, &[], d.patience);
     assert_eq!(output.status, 0, "mkfs.ext4: {}", output.stderr_text());
     image
+}
+
+/// The shared rootfs in a file system whose owners can be mapped on every kernel.
+struct Mappable(PathBuf);
+
+impl Mappable {
+    fn mounted(d: &Daemon) -> Mappable {
+        let dir = d.path("mappable");
+        fs::create_dir(&dir).unwrap();
+        let mut command = Command::new("mount");
+        command.args(["-o", "loop"]).arg(image(d)).arg(&dir);
+        let output = process::run(&mut command, &[], d.patience);
+        assert_eq!(output.status, 0, "mount: {}", output.stderr_text());
+        Mappable(dir)
+    }
+}
+
+impl Drop for Mappable {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
 }
 
 /// What a loop device says of itself.
@@ -143,8 +171,9 @@ cases! {
     }
 
     fn bind_mount_with_mapped_owners(d) {
-        let c = d.container("c", &["true"]).user_namespace(100_000);
-        let c = c.mounts(vec![bind(&["ro", "uidmap=0:100000:1000", "gidmap=0:100000:1000"])]).created();
+        let source = Mappable::mounted(d);
+        let mapped = a_mount("bind", &source.0, &["bind", "ro", "uidmap=0:100000:1000", "gidmap=0:100000:1000"]);
+        let c = d.container("c", &["true"]).user_namespace(100_000).mounts(vec![mapped]).created();
         let shell = fs::symlink_metadata(c.bundle.join("rootfs/bin/busybox")).unwrap();
         assert_eq!((shell.uid(), shell.gid()), (100_000, 100_000));
         assert!(has(at_rootfs(&c).last().unwrap(), "ro"), "{:?}", at_rootfs(&c));
@@ -152,7 +181,8 @@ cases! {
     }
 
     fn overlay_with_mapped_owners(d) {
-        let mut mapped = overlay(d);
+        let source = Mappable::mounted(d);
+        let mut mapped = overlay_on(d, &source.0);
         mapped.options.extend(["uidmap=0:100000:1000".into(), "gidmap=0:100000:1000".into()]);
         for dir in ["upper", "work"] {
             std::os::unix::fs::chown(d.path(dir), Some(100_000), Some(100_000)).unwrap();
@@ -165,7 +195,7 @@ cases! {
         let owner = d.path("upper/owner");
         assert_eq!(fs::read_to_string(&owner).unwrap(), "0\n");
         assert_eq!(fs::metadata(&owner).unwrap().uid(), 100_000);
-        assert_eq!(mounts_below(&d.path("")), Vec::<PathBuf>::new());
+        assert_eq!(mounts_below(&d.path("")), [source.0.clone()]);
     }
 
     fn id_map_that_is_none(d) {
@@ -199,9 +229,11 @@ cases! {
 
     fn image_on_a_loop_device_past_the_page_cache(d) {
         let image = image(d);
+        let direct = File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(&image).is_ok();
         let c = d.container("c", &["true"]).mounts(vec![a_mount("ext4", image, &["loop", "ro", "direct-io"])]).created();
         let device = at_rootfs(&c)[0].source.clone();
-        assert_eq!(loop_setting(&device, "dio").as_deref(), Some("1"));
+        // As far as the image's file system goes along.
+        assert_eq!(loop_setting(&device, "dio").as_deref(), Some(if direct { "1" } else { "0" }));
         assert_runs(&c);
     }
 

@@ -102,27 +102,28 @@ pub fn rdma_devices(text: &str) -> impl Iterator<Item = (&str, u32, u32)> {
     })
 }
 
-/// The sizes of huge pages as the names of cgroup files have them, such as `2MB`; in the
-/// order of the kernel's names for them, which Go lists them in.
+/// The sizes of huge pages as the names of cgroup files have them, such as `2MB`.
 pub fn huge_page_sizes(root: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(root.join("sys/kernel/mm/hugepages")) else {
         return Vec::new();
     };
-    let mut names: Vec<String> = entries
+    let mut kilobytes: Vec<u64> = entries
         .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            name.strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse()
+                .ok()
+        })
         .collect();
-    names.sort_unstable();
-    let kilobytes = names.iter().filter_map(|name| {
-        let size = name.strip_prefix("hugepages-")?.strip_suffix("kB")?;
-        size.parse().ok()
-    });
-    let name = |kb: u64| match kb {
+    kilobytes.sort_unstable();
+    let name = |kb| match kb {
         0..1024 => format!("{kb}KB"),
         1024..1_048_576 => format!("{}MB", kb >> 10),
         _ => format!("{}GB", kb >> 20),
     };
-    kilobytes.map(name).collect()
+    kilobytes.into_iter().map(name).collect()
 }
 
 #[cfg(test)]
@@ -176,6 +177,6 @@ mod tests {
         for size in sizes {
             fs::create_dir_all(root.path().join("sys/kernel/mm/hugepages").join(size)).unwrap();
         }
-        assert_eq!(huge_page_sizes(root.path()), ["1GB", "2MB", "64KB"]);
+        assert_eq!(huge_page_sizes(root.path()), ["64KB", "2MB", "1GB"]);
     }
 }

@@ -434,7 +434,7 @@ mod tests {
         assert_eq!(stats.io.psi.some.total, 5);
         assert_eq!(stats.rdma.current[0].hca_handles, 2);
         assert_eq!(stats.rdma.limit[0].hca_objects, u32::MAX);
-        let [huge, large] = &stats.hugetlb[..] else {
+        let [large, huge] = &stats.hugetlb[..] else {
             panic!("{:?}", stats.hugetlb);
         };
         assert_eq!(

@@ -50,11 +50,15 @@ fn write_script(path: &Path, text: &str) {
 /// Every field that is not zero, by its path; the type's name first.
 fn fields(c: &Container) -> Result<BTreeMap<String, String>, wire::Failure> {
     let any: Any = c.stats()?.stats.unwrap();
-    let text = match any.type_url.as_str() {
-        "io.containerd.cgroups.v1.Metrics" => {
-            print_to_string_pretty(&cgroups_v1::Metrics::parse_from_bytes(&any.value).unwrap())
-        }
-        _ => print_to_string_pretty(&cgroups_v2::Metrics::parse_from_bytes(&any.value).unwrap()),
+    // Sizes of huge pages come in no order.
+    let text = if any.type_url == "io.containerd.cgroups.v1.Metrics" {
+        let mut metrics = cgroups_v1::Metrics::parse_from_bytes(&any.value).unwrap();
+        metrics.hugetlb.sort_by(|a, b| a.pagesize.cmp(&b.pagesize));
+        print_to_string_pretty(&metrics)
+    } else {
+        let mut metrics = cgroups_v2::Metrics::parse_from_bytes(&any.value).unwrap();
+        metrics.hugetlb.sort_by(|a, b| a.pagesize.cmp(&b.pagesize));
+        print_to_string_pretty(&metrics)
     };
     let mut fields = BTreeMap::from([("type".into(), any.type_url)]);
     let mut path = Vec::new();

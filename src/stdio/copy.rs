@@ -14,6 +14,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
@@ -140,7 +141,8 @@ impl End {
         Ok(watch.clone())
     }
 
-    /// Until it is waited for again, what happens to it wakes nobody.
+    /// Until it is waited for again, what happens to it wakes nobody. To be called by
+    /// the only one who waits.
     fn unwatch(&self) {
         self.watch.take();
     }
@@ -326,9 +328,10 @@ pub(super) struct Copy {
     /// The size of the smaller pipe; a transfer that large makes both grow.
     size: usize,
     pace: Pace,
+    /// Empty while nothing comes.
     buffer: Vec<u8>,
-    /// How much of `buffer` has been written.
-    written: usize,
+    /// What of `buffer` is still to be written.
+    pending: Range<usize>,
     /// What is left to move, once the drain is over.
     left: Option<usize>,
     dropped: u64,
@@ -349,7 +352,7 @@ impl Copy {
             size,
             pace: Pace::new(),
             buffer: Vec::new(),
-            written: 0,
+            pending: 0..0,
             left: None,
             dropped: 0,
             moved: Rc::default(),
@@ -403,7 +406,7 @@ impl Copy {
     }
 
     fn is_flushed(&self) -> bool {
-        self.written == self.buffer.len()
+        self.pending.is_empty()
     }
 
     /// One transfer: how many bytes moved, 0 at the end.
@@ -440,19 +443,20 @@ impl Copy {
         }
     }
 
-    /// Reads into the empty buffer; gives the buffer back when there is nothing.
+    /// Reads into the buffer, all of which is written; gives the buffer back when there
+    /// is nothing.
     fn fill(&mut self) -> nix::Result<usize> {
         let most = self.left.unwrap_or(BUFFER).min(BUFFER);
-        self.buffer.resize(most, 0);
-        let result = match read(&*self.from, &mut self.buffer) {
+        self.buffer.resize(BUFFER, 0);
+        let result = match read(&*self.from, &mut self.buffer[..most]) {
             // A terminal whose other side is closed.
             Err(Errno::EIO) => Ok(0),
             other => other,
         };
-        self.buffer.truncate(*result.as_ref().unwrap_or(&0));
-        self.written = 0;
-        self.count(self.buffer.len());
-        if self.buffer.is_empty() {
+        let count = *result.as_ref().unwrap_or(&0);
+        self.pending = 0..count;
+        self.count(count);
+        if count == 0 {
             self.buffer = Vec::new();
         }
         result
@@ -460,11 +464,11 @@ impl Copy {
 
     /// Writes what is in the buffer, or a part of it.
     fn flush(&mut self) -> nix::Result<usize> {
-        match write(&*self.to, &self.buffer[self.written..]) {
+        match write(&*self.to, &self.buffer[self.pending.clone()]) {
             // A stopped terminal.
             Ok(0) => Err(Errno::EAGAIN),
             Ok(moved) => {
-                self.written += moved;
+                self.pending.start += moved;
                 self.report();
                 Ok(moved)
             }
@@ -476,12 +480,12 @@ impl Copy {
 
     /// Drops the buffer, which the sink does not take: the process goes on.
     fn refuse(&mut self, cause: Errno) -> usize {
-        let refused = self.buffer.len() - self.written;
+        let refused = self.pending.len();
         if self.dropped == 0 {
             log::warn!("write {}: {cause}: output is being dropped", self.name);
         }
         self.dropped += refused as u64;
-        self.written = self.buffer.len();
+        self.pending = 0..0;
         refused
     }
 

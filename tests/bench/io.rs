@@ -50,6 +50,7 @@ fn main() {
         "stdout" => output(&daemon, program, 1 << 20, total, drain),
         "lines" => output(&daemon, program, 128, total, drain),
         "client" => output(&daemon, program, 1 << 20, total, read_as_client),
+        "terminal" => terminal(&daemon, program, 128, total),
         "stdin" => input(&daemon, program, total),
         _ => panic!("no scenario {scenario}"),
     };
@@ -71,6 +72,25 @@ fn output(
     let start = Start::of(&container);
     let bytes = read(stdout);
     assert_eq!(bytes, total as u64, "output is missing");
+    start.cost(&container, bytes)
+}
+
+/// As `output`, on a terminal, which makes more of the bytes.
+fn terminal(daemon: &Daemon, program: &str, block: usize, total: usize) -> Cost {
+    let [stdin, stdout] = ["stdin", "stdout"].map(|name| daemon.fifo(name));
+    let out = reader(&stdout);
+    let stdio = Stdio {
+        stdin,
+        stdout,
+        terminal: true,
+        ..Default::default()
+    };
+    let args = [PROGRAM, "write", &block.to_string(), &total.to_string()];
+    let container = with_program(daemon.container("bench", &args), program);
+    let container = container.stdio(stdio).created();
+    let start = Start::of(&container);
+    let bytes = drain(out);
+    assert!(bytes >= total as u64, "output is missing");
     start.cost(&container, bytes)
 }
 

@@ -100,7 +100,7 @@ cases! {
             wanted = &wanted[PIECE..];
             // For a while there is none.
             drop(tap);
-            assert_eq!(c.status(), Status::RUNNING);
+            c.state().unwrap();
             tap = d.tap(&stdio.stdout);
         }
         assert!(tap.rest() == wanted, "not in order");

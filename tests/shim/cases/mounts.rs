@@ -195,7 +195,7 @@ cases! {
         let owner = d.path("upper/owner");
         assert_eq!(fs::read_to_string(&owner).unwrap(), "0\n");
         assert_eq!(fs::metadata(&owner).unwrap().uid(), 100_000);
-        assert_eq!(mounts_below(&d.path("")), [source.0.clone()]);
+        assert_eq!(mounts_below(&d.path("")), std::slice::from_ref(&source.0));
     }
 
     fn id_map_that_is_none(d) {

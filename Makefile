@@ -4,10 +4,10 @@ NAME   := containerd-shim-rs-v2
 BINARY := target/$(TARGET)/release/$(NAME)
 PREFIX ?= /usr/local
 
-.PHONY: help setup build check test demo bench-io install
+.PHONY: help setup build check test test-vm demo bench-io install
 
 help: ## this list
-	@awk -F ': *## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':[a-z ]*## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what building and testing need (root; Debian)
 	@hack/setup
@@ -25,6 +25,9 @@ check: ## format, lints, layers, unit tests (no root, no daemon)
 
 test: ## everything: setup, check, build, tests of the shim, tests with daemons (root)
 	@hack/test
+
+test-vm: build ## tests in emulated machines: cgroup v2, CRIU, systemd (root)
+	@hack/test-vm
 
 demo: ## see it run a container, beside containerd's own shim (root)
 	@hack/demo

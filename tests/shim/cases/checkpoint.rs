@@ -484,7 +484,7 @@ cases! {
         let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
         counts_past(d, &fifos, 3);
         let mut counted = checkpoint_and_end(&c, &fifos, &d.path("image0"), options(|_| ()));
-        for round in 0..3 {
+        for round in 0..2 {
             let fifos = d.fifos(&format!("f{round}"));
             let r = d.shell(&format!("r{round}"), COUNT).stdio(fifos.stdio.clone());
             let r = r.restored_from(&d.path(&format!("image{round}")), c.cgroup()).run();

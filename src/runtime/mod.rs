@@ -336,6 +336,10 @@ impl Runtime {
         let mut command = Command::new(&self.binary);
         // A runtime must not report to whoever started containerd.
         command.env_remove("NOTIFY_SOCKET");
+        if self.bundle.is_dir() {
+            // Ours may be gone: it is the bundle of the pod's first container.
+            command.current_dir(&self.bundle);
+        }
         command.arg("--root").arg(&self.root);
         command
             .arg("--log")

@@ -12,10 +12,10 @@ use serde_json::value::RawValue;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::Shared;
 use super::exits::Exits;
 use super::process::Process;
 use super::state::{ExecOp, Op, Refusal, State, step, step_exec};
+use super::{Shared, check_name};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Kind, Result};
@@ -308,11 +308,7 @@ impl Container {
         if self.init.pid() == 0 {
             return Err(Refusal::No("cannot exec in a created checkpoint state").into());
         }
-        if exec_id.is_empty() || exec_id.contains('/') {
-            return Err(Error::invalid(format!(
-                "exec id {exec_id:?} is no identifier"
-            )));
-        }
+        check_name("exec", &exec_id)?;
         let spec = with_terminal(spec, stdio.terminal)?;
         let mut execs = self.execs.borrow_mut();
         if execs.contains_key(&exec_id) {

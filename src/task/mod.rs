@@ -63,6 +63,7 @@ impl Tasks {
     /// Makes a container.
     pub async fn create(&self, create: Create) -> Result<Rc<Container>> {
         let id = create.id.clone();
+        check_name("container", &id)?;
         if self.containers.borrow().contains_key(&id) {
             let message = format!("container {id}: already exists");
             return Err(Error::new(Kind::AlreadyExists, message));
@@ -102,6 +103,17 @@ impl Tasks {
             |(other, container): (&String, &Option<_>)| container.is_none() && other == id;
         containers.iter().all(given_up)
     }
+}
+
+/// An error unless `id` can be a file's name: the runtime makes files by it, and removes them.
+fn check_name(what: &str, id: &str) -> Result<()> {
+    match id {
+        "" | "." | ".." => {}
+        id if id.contains('/') => {}
+        _ => return Ok(()),
+    }
+    let message = format!("{what} id {id:?} is no identifier");
+    Err(Error::invalid(message))
 }
 
 /// An id that is taken for a container in the making; free again when that fails.

@@ -335,7 +335,7 @@ const TABLE: &[Difference] = &[
     fails(
         GO,
         "ids_that_lead_elsewhere",
-        "Go takes any name for an exec, and makes files by it",
+        "Go takes any name, and has files made by it",
     ),
     fails(
         GO,

@@ -9,8 +9,9 @@
 //! A kept file does not outlive its cgroup: after the `rmdir`, reads say ENODEV.
 //! systemd may remove a scope as soon as its last process is dead, so `finish` wants
 //! to be called as soon as that is reaped. If that is too late all the same, a v1
-//! notification that no kill followed yet is taken for one; on v2 nothing is left to
-//! go by, but there the kernel has notified of the kill itself.
+//! notification that no kill followed yet is taken for one. On v2 the slice above has
+//! counted the kill too, and stays: more kills there than when the scope was last read
+//! are taken for its own, if it has met its limit.
 //!
 //! Lacks on purpose: a thread, and paths: nothing is looked up again by name, but
 //! cgroups that the container made itself.
@@ -45,10 +46,22 @@ struct Counter {
     key: &'static str,
     /// v1: where cgroups below are; their counts are their own.
     below: Option<PathBuf>,
+    /// v2, in a scope of systemd's: what is above.
+    slice: Option<Slice>,
     told: Cell<u64>,
     /// The kernel notified of a shortage and has counted no kill since.
     suspected: Cell<bool>,
     on_oom: Box<dyn Fn()>,
+}
+
+/// The slice that a scope is in.
+struct Slice {
+    /// Its `memory.events`.
+    file: File,
+    /// The kills that it counted before the scope was read.
+    kills: Cell<u64>,
+    /// The scope had met its limit by then.
+    limit_met: Cell<bool>,
 }
 
 impl OomWatch {
@@ -67,13 +80,16 @@ impl OomWatch {
     fn watch(memory: MemoryDir<'_>, on_oom: Box<dyn Fn()>) -> Result<OomWatch> {
         match memory {
             MemoryDir::V1(dir) => Self::watch_v1(dir, on_oom),
-            MemoryDir::V2(dir) => Self::watch_v2(&dir.join("memory.events"), "oom_kill", on_oom),
+            MemoryDir::V2(dir) => {
+                let events = dir.join("memory.events");
+                Self::watch_v2(&events, "oom_kill", Slice::of(dir), on_oom)
+            }
         }
     }
 
     fn watch_v1(dir: &Path, on_oom: Box<dyn Fn()>) -> Result<OomWatch> {
         let file = dir.join("memory.oom_control");
-        let counter = Counter::open(&file, "oom_kill", Some(dir.to_owned()), on_oom)?;
+        let counter = Counter::open(&file, "oom_kill", Some(dir.to_owned()), None, on_oom)?;
         let notified = eventfd()
             .and_then(|event| {
                 let (event_fd, file_fd) = (event.as_raw_fd(), counter.file.as_raw_fd());
@@ -87,8 +103,13 @@ impl OomWatch {
         Ok(OomWatch { counter, task })
     }
 
-    fn watch_v2(file: &Path, key: &'static str, on_oom: Box<dyn Fn()>) -> Result<OomWatch> {
-        let counter = Counter::open(file, key, None, on_oom)?;
+    fn watch_v2(
+        file: &Path,
+        key: &'static str,
+        slice: Option<Slice>,
+        on_oom: Box<dyn Fn()>,
+    ) -> Result<OomWatch> {
+        let counter = Counter::open(file, key, None, slice, on_oom)?;
         let changes = counter.file.try_clone();
         let changes = changes
             .and_then(|file| watched(file.into(), Interest::PRIORITY))
@@ -101,7 +122,7 @@ impl OomWatch {
     /// Synchronous: what it reports is queued before the caller's next event.
     pub fn finish(self) {
         let counter = &self.counter;
-        if counter.tell(false).is_err() && counter.suspected.get() {
+        if counter.tell(false).is_err() && counter.suspects() {
             (counter.on_oom)();
         }
     }
@@ -118,6 +139,7 @@ impl Counter {
         file: &Path,
         key: &'static str,
         below: Option<PathBuf>,
+        slice: Option<Slice>,
         on_oom: Box<dyn Fn()>,
     ) -> Result<Rc<Counter>> {
         let opened = File::open(file).context(|| format!("open {}", file.display()))?;
@@ -125,6 +147,7 @@ impl Counter {
             file: opened,
             key,
             below,
+            slice,
             told: Cell::new(0),
             suspected: Cell::new(false),
             on_oom,
@@ -135,10 +158,14 @@ impl Counter {
     /// of a shortage that no kill will end. Whether it did; an error when the cgroup
     /// is gone.
     fn tell(&self, notified: bool) -> io::Result<bool> {
-        // A few lines with a number each.
-        let mut buffer = [0; 512];
-        let length = self.file.read_at(&mut buffer, 0)?;
-        let text = str::from_utf8(&buffer[..length]).unwrap_or_default();
+        // Before the own count: a kill after it is in neither.
+        let above = self.slice.as_ref().map(Slice::count).transpose()?;
+        let mut buffer = [0; LONGEST];
+        let text = read(&self.file, &mut buffer)?;
+        if let (Some(slice), Some(kills)) = (&self.slice, above) {
+            slice.kills.set(kills);
+            slice.limit_met.set(cgroup::value(text, "max") > 0);
+        }
         let below = self.below.as_deref();
         let kills = cgroup::value(text, self.key) + below.map_or(0, cgroup::oom_kills_below);
         // Fewer than before: a cgroup below is gone, and its kills with it.
@@ -147,9 +174,17 @@ impl Counter {
         let stuck = notified && is_stuck(text);
         if more || stuck {
             self.suspected.set(false);
+            if let Some(slice) = &self.slice {
+                slice.kills.set(slice.count()?);
+            }
             (self.on_oom)();
         }
         Ok(more || stuck)
+    }
+
+    /// Whether there seems to have been a kill that could not be read of any more.
+    fn suspects(&self) -> bool {
+        self.suspected.get() || self.slice.as_ref().is_some_and(Slice::has_more)
     }
 
     /// v1: a notification is of a shortage here or in an ancestor, and comes before
@@ -191,6 +226,39 @@ impl Counter {
         self.suspected.set(false);
         Ok(())
     }
+}
+
+impl Slice {
+    /// That of the cgroup `dir`, if it is, or is in, a scope; the root counts nothing.
+    fn of(dir: &Path) -> Option<Slice> {
+        let is_scope = |dir: &&Path| dir.extension().is_some_and(|kind| kind == "scope");
+        let scope = dir.ancestors().filter(is_scope).last()?;
+        Some(Slice {
+            file: File::open(scope.parent()?.join("memory.events")).ok()?,
+            kills: Cell::new(0),
+            limit_met: Cell::new(false),
+        })
+    }
+
+    /// The kills that it counts now.
+    fn count(&self) -> io::Result<u64> {
+        let mut buffer = [0; LONGEST];
+        Ok(cgroup::value(read(&self.file, &mut buffer)?, "oom_kill"))
+    }
+
+    /// Whether it has counted more since the scope was read, which had met its limit.
+    fn has_more(&self) -> bool {
+        let more = self.count().is_ok_and(|kills| kills > self.kills.get());
+        more && self.limit_met.get()
+    }
+}
+
+/// The longest that a file of these may be: a few lines with a number each.
+const LONGEST: usize = 512;
+
+fn read<'a>(file: &File, buffer: &'a mut [u8; LONGEST]) -> io::Result<&'a str> {
+    let length = file.read_at(buffer, 0)?;
+    Ok(str::from_utf8(&buffer[..length]).unwrap_or_default())
 }
 
 /// Registers `fd` for `interest`.
@@ -393,7 +461,7 @@ mod tests {
         locally(async {
             let told = Told::default();
             let events = own.0.join("cgroup.events");
-            let watch = OomWatch::watch_v2(&events, "populated", told.callback()).unwrap();
+            let watch = OomWatch::watch_v2(&events, "populated", None, told.callback()).unwrap();
             let child = own.child("cat");
             told.once().await;
             ended(child);
@@ -401,6 +469,38 @@ mod tests {
             assert_eq!(told.times(), 1);
         })
         .await;
+    }
+
+    #[test]
+    fn the_slice_tells_what_its_scope_cannot_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let scope = dir.path().join("x.slice/c.scope");
+        fs::create_dir_all(&scope).unwrap();
+        let (events, above) = (
+            scope.join("memory.events"),
+            dir.path().join("x.slice/memory.events"),
+        );
+        fs::write(&above, "oom_kill 5\n").unwrap();
+        // Some in a cgroup of crun's.
+        let slice = || Slice::of(&scope.join("container"));
+        for (own, kills_above, suspects) in [
+            ("max 3\noom_kill 0\n", 6, true),
+            ("max 3\noom_kill 0\n", 5, false),
+            ("max 0\noom_kill 0\n", 6, false),
+        ] {
+            fs::write(&events, own).unwrap();
+            fs::write(&above, "oom_kill 5\n").unwrap();
+            let counter = Counter::open(&events, "oom_kill", None, slice(), Box::new(|| ()));
+            let counter = counter.unwrap();
+            assert!(!counter.tell(false).unwrap());
+            fs::write(&above, format!("oom_kill {kills_above}\n")).unwrap();
+            assert_eq!(counter.suspects(), suspects, "{own} {kills_above}");
+        }
+        // What was told is not suspected.
+        fs::write(&events, "max 3\noom_kill 1\n").unwrap();
+        let counter = Counter::open(&events, "oom_kill", None, slice(), Box::new(|| ())).unwrap();
+        assert!(counter.tell(false).unwrap() && !counter.suspects());
+        assert!(Slice::of(&dir.path().join("x.slice")).is_none());
     }
 
     #[tokio::test]

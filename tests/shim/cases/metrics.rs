@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use containerd_shim_rs_v2::proto::{Any, Message, cgroups_v1, cgroups_v2};
 use protobuf::text_format::print_to_string_pretty;
@@ -85,37 +85,75 @@ fn fields(c: &Container) -> Result<BTreeMap<String, String>, wire::Failure> {
     Ok(fields)
 }
 
+/// A container, and another shim that takes it for its own.
+fn with_two_shims(d: &Daemon, test: impl FnOnce(&Container, &Container)) {
+    let (here, script) = (d.path("shim"), d.path("runtime"));
+    with_all_hierarchies(shim_binary(), &here);
+    let ours = Daemon::with_shim(here.to_str().unwrap(), d.api, d.patience);
+    let c = ours.running("c");
+
+    let there = d.path("peer");
+    with_all_hierarchies(&peer(d.api), &there);
+    let others = Daemon::with_shim(there.to_str().unwrap(), d.api, d.patience);
+    runtime_of(c.state().unwrap().pid, &script);
+    let other = others.container("c", &["true"]);
+    let other = other.options(|o| o.binary_name = script.to_str().unwrap().into());
+    test(&c, &other.created());
+    c.end();
+    c.finish();
+}
+
+/// The processor time of a shim's threads, in ns.
+fn processor_time(c: &Container) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{}/task", c.shim_pid))
+        .unwrap()
+        .flatten();
+    let time = |path: PathBuf| {
+        let text = fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+        text.split(' ')
+            .next()
+            .and_then(|time| time.parse::<u64>().ok())
+            .unwrap_or_default()
+    };
+    threads.map(|thread| time(thread.path())).sum()
+}
+
 cases! {
-    fn metrics_are_those_of_containerds_shim(d) {
-        let (here, script) = (d.path("shim"), d.path("runtime"));
-        with_all_hierarchies(shim_binary(), &here);
-        let ours = Daemon::with_shim(here.to_str().unwrap(), d.api, d.patience);
-        let c = ours.running("c");
-
-        let (there, binary) = (d.path("peer"), peer(d.api));
-        with_all_hierarchies(&binary, &there);
-        let others = Daemon::with_shim(there.to_str().unwrap(), d.api, d.patience);
-        runtime_of(c.state().unwrap().pid, &script);
-        let other = others.container("c", &["true"]).options(|o| o.binary_name = script.to_str().unwrap().into()).created();
-
-        let before = fields(&c).unwrap();
-        let theirs = fields(&other).unwrap();
-        let after = fields(&c).unwrap();
-        let none = String::new();
-        let value = |of: &BTreeMap<String, String>, field: &String| of.get(field).unwrap_or(&none).clone();
-        let mut names: Vec<&String> = before.keys().chain(theirs.keys()).collect();
-        names.sort();
-        names.dedup();
-        let mut differences = Vec::new();
-        for name in names {
-            let (ours, at_rest) = (value(&before, name), value(&before, name) == value(&after, name));
-            if at_rest && ours != value(&theirs, name) {
-                differences.push(format!("{name}: ours{ours}, theirs{}", value(&theirs, name)));
+    /// Run it by name, on a machine that does nothing else, with `--ignored --nocapture`.
+    #[ignore = "it asserts nothing"]
+    fn processor_time_of_stats(d) {
+        with_two_shims(d, |c, other| {
+            let cost = |shim: &Container| {
+                shim.stats().unwrap();
+                let before = processor_time(shim);
+                (0..1000).for_each(|_| drop(shim.stats().unwrap()));
+                (processor_time(shim) - before) / 1_000_000
+            };
+            for _ in 0..3 {
+                eprintln!("µs of the processor for one Stats: {} ours, {} of {}", cost(c), cost(other), peer(d.api));
             }
-        }
-        eprintln!("{} fields of {binary}", theirs.len());
-        assert!(differences.is_empty(), "{differences:#?}");
-        c.end();
-        c.finish();
+        });
+    }
+
+    fn metrics_are_those_of_containerds_shim(d) {
+        with_two_shims(d, |c, other| {
+            let before = fields(c).unwrap();
+            let theirs = fields(other).unwrap();
+            let after = fields(c).unwrap();
+            let none = String::new();
+            let value = |of: &BTreeMap<String, String>, field: &String| of.get(field).unwrap_or(&none).clone();
+            let mut names: Vec<&String> = before.keys().chain(theirs.keys()).collect();
+            names.sort();
+            names.dedup();
+            let mut differences = Vec::new();
+            for name in names {
+                let (ours, at_rest) = (value(&before, name), value(&before, name) == value(&after, name));
+                if at_rest && ours != value(&theirs, name) {
+                    differences.push(format!("{name}: ours {ours}, theirs {}", value(&theirs, name)));
+                }
+            }
+            eprintln!("{} fields of {}", theirs.len(), peer(d.api));
+            assert!(differences.is_empty(), "{differences:#?}");
+        });
     }
 }

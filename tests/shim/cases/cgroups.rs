@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_rs_v2::proto::types::Status;
 
 use crate::harness::container::Container;
-use crate::harness::daemon::cgroup_dirs;
+use crate::harness::machine::cgroup_dirs;
 use crate::harness::*;
 
 /// Where v2 is mounted if it is for everything.

@@ -4,7 +4,8 @@
 //! a world of its own (`hack/daemon`): own containerd, pids, mounts. When a case
 //! is through, nothing may be left in its world. `SHIM_UNDER_TEST` names another
 //! shim, such as containerd's own; `OCI_RUNTIME` another runtime (Debian 12's crun
-//! knows too little for the newer containerds: run `containerd_1_6` with it).
+//! knows too little for the newer containerds: run `containerd_1_6` with it);
+//! `HEAVY=1` lets the cases in `stdio` move as much as they can.
 #![allow(
     clippy::disallowed_methods,
     reason = "these tests are a client: they spawn `ctr`, and wait for what a daemon does"

@@ -126,7 +126,7 @@ pub fn large_output_of_terminals(ctr: &Ctr) {
     let lines: Vec<String> = (1..=LAST).map(|n| format!("{n}\r\r\n")).collect();
     let wanted = lines.concat();
     ctr.detached("box", "exec sleep 1000");
-    for round in 0..scaled(3, 100) {
+    for round in 0..scaled(2, 100) {
         let (exec, last) = (format!("tty-{round}"), LAST.to_string());
         let words = [
             "task",
@@ -217,10 +217,10 @@ fn stdout_fifo() -> File {
 }
 
 pub fn clients_killed_during_output(ctr: &Ctr) {
-    const PART: usize = 1 << 20;
+    const PART: usize = 1 << 19;
     start_counting(ctr, &[]);
     let mut at = 0;
-    for round in 0..scaled(5, 50) {
+    for round in 0..scaled(4, 50) {
         let mut client = spawn(ctr.command(["task", "attach", "box"]));
         let mut output = client.stdout.take().expect("piped");
         let mut part = vec![0; PART];

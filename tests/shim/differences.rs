@@ -101,6 +101,7 @@ const DEV_NULL: &str = "youki reopens /dev/null, but not for writing";
 const CAPABILITY: &str = "youki refuses capabilities that it does not know";
 const CRUN: &str = "Go does not take crun's words for a container that does not exist";
 const CGROUP: &str = "Go's cgroup library loads no cgroup on a machine with both versions mounted";
+const CRIU: &str = "Go tells that CRIU failed, but not why";
 const LOCK: &str = "Go holds a lock that State needs while the runtime runs";
 const GC: &str = "Go leaves descriptors to its garbage collector";
 const ORDER: &str = "Go sends later events before it tries an earlier one again, and gives up";
@@ -533,7 +534,34 @@ const TABLE: &[Difference] = &[
     may_fail(GO, "containerd_restarts", ORDER),
     may_fail(GO, "containerd_restarts_while_nothing_happens", ORDER),
     may_fail(GO, "containerd_hangs_and_restarts", ORDER),
+    // checkpoint and restore, where there is CRIU
+    may_fail(
+        GO,
+        "checkpoint_is_where_its_options_say",
+        "Go knows the request's path only",
+    ),
+    may_fail(
+        GO,
+        "checkpoint_leaves_it_running",
+        "Go tells no TaskCheckpointed",
+    ),
+    may_fail(GO, "every_cgroups_mode_is_taken", "Go takes none"),
+    may_fail(
+        GO,
+        "image_may_build_on_an_earlier_one",
+        "parent_path came with 2.4",
+    ),
+    may_fail(GO, "criu_says_why_it_cannot_dump", CRIU),
+    may_fail(GO, "failed_restore_leaves_nothing", CRIU),
+    may_fail(GO, "file_locks_are_kept_on_demand", CRIU),
+    may_fail(GO, "open_connections_are_kept_on_demand", CRIU),
+    may_fail(GO, "sockets_to_outside_are_kept_on_demand", CRIU),
     // resources
+    may_fail(
+        GO,
+        "cgroups_below_are_killed_too",
+        "Go runs `kill` on v2 as well",
+    ),
     may_fail(GO, "stats_are_told", CGROUP),
     may_fail(GO, "stats_of_a_created_container", CGROUP),
     may_fail(GO, "stats_of_a_stopped_container", CGROUP),

@@ -42,14 +42,14 @@ fn oom_kills(c: &Container) -> u64 {
 /// With little memory, and with something that takes more.
 pub fn short_of_memory(builder: Builder<'_>) -> Builder<'_> {
     let limit = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}});
-    let zero = json!({"destination": "/dev/zero", "type": "bind", "source": "/dev/zero", "options": ["bind"]});
+    let zero = json!({"destination": "/tmp/zero", "type": "bind", "source": "/dev/zero", "options": ["bind"]});
     builder
         .resources(limit)
         .spec(|spec| spec["mounts"].as_array_mut().unwrap().push(zero))
 }
 
 /// Takes all memory there is.
-pub const HOG: &[&str] = &["tail", "/dev/zero"];
+pub const HOG: &[&str] = &["tail", "/tmp/zero"];
 
 /// The content of the first of `files` that one of the container's cgroups has.
 #[track_caller]

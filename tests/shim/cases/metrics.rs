@@ -120,7 +120,7 @@ fn processor_time(c: &Container) -> u64 {
 
 cases! {
     /// Run it by name, on a machine that does nothing else, with `--ignored --nocapture`.
-    #[ignore = "it asserts nothing"]
+    #[ignore = "a measurement: what Stats costs beside Go's"]
     fn processor_time_of_stats(d) {
         with_two_shims(d, |c, other| {
             let cost = |shim: &Container| {

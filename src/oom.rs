@@ -11,7 +11,8 @@
 //! to be called as soon as that is reaped. If that is too late all the same, a v1
 //! notification that no kill followed yet is taken for one. On v2 the slice above has
 //! counted the kill too, and stays: more kills there than when the scope was last read
-//! are taken for its own, if it has met its limit.
+//! are taken for its own, if it had met its limit, or if nobody else is known to have
+//! killed its init.
 //!
 //! Lacks on purpose: a thread, and paths: nothing is looked up again by name, but
 //! cgroups that the container made itself.
@@ -119,10 +120,11 @@ impl OomWatch {
     }
 
     /// Reads once more, calls `on_oom` if there was one not yet told, and ends the watch.
-    /// Synchronous: what it reports is queued before the caller's next event.
-    pub fn finish(self) {
+    /// Synchronous: what it reports is queued before the caller's next event. `killed`:
+    /// SIGKILL ended the init, and it is not known who sent it.
+    pub fn finish(self, killed: bool) {
         let counter = &self.counter;
-        if counter.tell(false).is_err() && counter.suspects() {
+        if counter.tell(false).is_err() && counter.suspects(killed) {
             (counter.on_oom)();
         }
     }
@@ -183,8 +185,9 @@ impl Counter {
     }
 
     /// Whether there seems to have been a kill that could not be read of any more.
-    fn suspects(&self) -> bool {
-        self.suspected.get() || self.slice.as_ref().is_some_and(Slice::has_more)
+    fn suspects(&self, killed: bool) -> bool {
+        let of_slice = |slice: &Slice| slice.has_more() && (killed || slice.limit_met.get());
+        self.suspected.get() || self.slice.as_ref().is_some_and(of_slice)
     }
 
     /// v1: a notification is of a shortage here or in an ancestor, and comes before
@@ -246,10 +249,9 @@ impl Slice {
         Ok(cgroup::value(read(&self.file, &mut buffer)?, "oom_kill"))
     }
 
-    /// Whether it has counted more since the scope was read, which had met its limit.
+    /// Whether it has counted more since the scope was read.
     fn has_more(&self) -> bool {
-        let more = self.count().is_ok_and(|kills| kills > self.kills.get());
-        more && self.limit_met.get()
+        self.count().is_ok_and(|kills| kills > self.kills.get())
     }
 }
 
@@ -381,7 +383,7 @@ mod tests {
                 ended(hog);
                 assert_eq!(told.times(), kills);
             }
-            watch.finish();
+            watch.finish(false);
             assert_eq!(told.times(), 2);
         })
         .await;
@@ -395,7 +397,7 @@ mod tests {
             let watch = OomWatch::watch(MemoryDir::V1(&own.0), told.callback()).unwrap();
             ended(own.hog());
             assert_eq!(told.times(), 0);
-            watch.finish();
+            watch.finish(false);
             assert_eq!(told.times(), 1);
         })
         .await;
@@ -410,7 +412,7 @@ mod tests {
             let told = Told::default();
             let watch = OomWatch::watch(MemoryDir::V1(&own.0), told.callback()).unwrap();
             ended(nested.hog());
-            watch.finish();
+            watch.finish(false);
             assert_eq!(told.times(), 1);
         })
         .await;
@@ -430,7 +432,7 @@ mod tests {
             let limit = Duration::from_secs(60);
             let ended = tokio::time::timeout(limit, &mut watch.task).await;
             ended.expect("not notified").unwrap();
-            watch.finish();
+            watch.finish(false);
             assert_eq!(told.times(), 0);
         })
         .await;
@@ -444,7 +446,7 @@ mod tests {
             let watch = OomWatch::watch(MemoryDir::V1(&own.0), told.callback()).unwrap();
             watch.counter.suspected.set(true);
             fs::remove_dir(&own.0).unwrap();
-            watch.finish();
+            watch.finish(false);
             assert_eq!(told.times(), 1);
         })
         .await;
@@ -465,7 +467,7 @@ mod tests {
             let child = own.child("cat");
             told.once().await;
             ended(child);
-            watch.finish();
+            watch.finish(false);
             assert_eq!(told.times(), 1);
         })
         .await;
@@ -483,10 +485,11 @@ mod tests {
         fs::write(&above, "oom_kill 5\n").unwrap();
         // Some in a cgroup of crun's.
         let slice = || Slice::of(&scope.join("container"));
-        for (own, kills_above, suspects) in [
-            ("max 3\noom_kill 0\n", 6, true),
-            ("max 3\noom_kill 0\n", 5, false),
-            ("max 0\noom_kill 0\n", 6, false),
+        for (own, kills_above, killed, suspects) in [
+            ("max 3\noom_kill 0\n", 6, false, true),
+            ("max 3\noom_kill 0\n", 5, true, false),
+            ("max 0\noom_kill 0\n", 6, false, false),
+            ("max 0\noom_kill 0\n", 6, true, true),
         ] {
             fs::write(&events, own).unwrap();
             fs::write(&above, "oom_kill 5\n").unwrap();
@@ -494,12 +497,12 @@ mod tests {
             let counter = counter.unwrap();
             assert!(!counter.tell(false).unwrap());
             fs::write(&above, format!("oom_kill {kills_above}\n")).unwrap();
-            assert_eq!(counter.suspects(), suspects, "{own} {kills_above}");
+            assert_eq!(counter.suspects(killed), suspects, "{own} {kills_above}");
         }
         // What was told is not suspected.
         fs::write(&events, "max 3\noom_kill 1\n").unwrap();
         let counter = Counter::open(&events, "oom_kill", None, slice(), Box::new(|| ())).unwrap();
-        assert!(counter.tell(false).unwrap() && !counter.suspects());
+        assert!(counter.tell(false).unwrap() && !counter.suspects(true));
         assert!(Slice::of(&dir.path().join("x.slice")).is_none());
     }
 

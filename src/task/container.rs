@@ -112,6 +112,8 @@ pub struct Container {
     execs: RefCell<BTreeMap<String, Rc<Exec>>>,
     exits: RefCell<Exits<Exit>>,
     pausing: Cell<bool>,
+    /// Who kills it is us.
+    sigkill_sent: Cell<bool>,
 }
 
 impl Container {
@@ -156,6 +158,7 @@ impl Container {
             execs: RefCell::default(),
             exits: RefCell::default(),
             pausing: Cell::default(),
+            sigkill_sent: Cell::default(),
         });
         // A checkpoint is restored, and so has a process, at its start.
         let exited = match &container.checkpoint {
@@ -409,7 +412,7 @@ impl Container {
         // Before anything that takes time: systemd may remove the cgroup at once, and
         // what was killed in it is told before the exit.
         if let Some(watch) = self.oom.take() {
-            watch.finish();
+            watch.finish(exit.status == KILLED && !self.sigkill_sent.get());
         }
         self.keep_stats();
         self.exits.borrow_mut().hold();
@@ -481,6 +484,9 @@ impl Container {
     /// Signals the init, with `all` everything in the container.
     pub async fn kill(&self, signal: u32, all: bool) -> Result<()> {
         step(self.init.state(), Op::Kill)?;
+        if signal == SIGKILL {
+            self.sigkill_sent.set(true);
+        }
         if all {
             self.kill_all(signal).await?;
         } else {
@@ -634,6 +640,7 @@ impl Container {
         step(self.init.state(), Op::Delete)?;
         if self.init.state() == State::Created && self.init.pid() > 0 {
             // It has an exit too, and that is told before the deletion.
+            self.sigkill_sent.set(true);
             let _ = self.init.signal(SIGKILL);
             let ended = timeout(KILL_TIMEOUT, self.init.wait()).await;
             ended.context(|| format!("wait for the end of {}", self.init.id))?;
@@ -684,6 +691,8 @@ impl Container {
 }
 
 const SIGKILL: u32 = nix::sys::signal::Signal::SIGKILL as u32;
+/// The status of what SIGKILL ended.
+const KILLED: u32 = 128 + SIGKILL;
 
 fn adopt(shared: &Shared, pid: i32) -> Result<(crate::reaper::Child, Exited)> {
     let adopted = shared.reaper.adopt(pid);

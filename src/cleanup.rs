@@ -180,7 +180,7 @@ mod tests {
         };
         assert_eq!(clean(&bundle), (0, vec![]));
         assert!(path.exists());
-        drop(listener);
+        socket::stop(listener);
         assert_eq!(clean(&bundle), (0, vec![]));
         assert!(!path.exists());
     }

@@ -272,8 +272,8 @@ mod tests {
     async fn a_bad_address_and_an_absent_server_are_named() {
         let error = Client::connect("vsock://1:2").await.unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument);
-        let (_dir, path, listener) = listen();
-        drop(listener);
+        let (_dir, path, _listener) = listen();
+        std::fs::remove_file(&path).unwrap();
         let error = Client::connect(&path).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(

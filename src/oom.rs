@@ -176,8 +176,10 @@ impl Counter {
         let stuck = notified && is_stuck(text);
         if more || stuck {
             self.suspected.set(false);
-            if let Some(slice) = &self.slice {
-                slice.kills.set(slice.count()?);
+            if let Some(slice) = &self.slice
+                && let Ok(kills) = slice.count()
+            {
+                slice.kills.set(kills);
             }
             (self.on_oom)();
         }

@@ -112,7 +112,7 @@ pub struct Container {
     execs: RefCell<BTreeMap<String, Rc<Exec>>>,
     exits: RefCell<Exits<Exit>>,
     pausing: Cell<bool>,
-    /// Who kills it is us.
+    /// A client had its init killed: its end by SIGKILL tells nothing of memory.
     sigkill_sent: Cell<bool>,
 }
 

@@ -107,13 +107,10 @@ impl Tasks {
 
 /// An error unless `id` can be a file's name: the runtime makes files by it, and removes them.
 fn check_name(what: &str, id: &str) -> Result<()> {
-    match id {
-        "" | "." | ".." => {}
-        id if id.contains('/') => {}
-        _ => return Ok(()),
+    if matches!(id, "" | "." | "..") || id.contains('/') {
+        return Err(Error::invalid(format!("{what} id {id:?} is no identifier")));
     }
-    let message = format!("{what} id {id:?} is no identifier");
-    Err(Error::invalid(message))
+    Ok(())
 }
 
 /// An id that is taken for a container in the making; free again when that fails.

@@ -1,5 +1,5 @@
-//! What the shim does with cgroups besides reading metrics: its own, those above a
-//! container's, and those below.
+//! What the shim does with cgroups besides reading metrics: those above a container's,
+//! and those below.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,8 @@ use std::path::{Path, PathBuf};
 use containerd_shim_rs_v2::proto::types::Status;
 
 use crate::harness::container::Container;
-use crate::harness::machine::cgroup_dirs;
+use crate::harness::machine::{CGROUPS, cgroup_dirs, is_unified};
 use crate::harness::*;
-
-/// Where v2 is mounted if it is for everything.
-const UNIFIED: &str = "/sys/fs/cgroup";
-
-fn is_unified() -> bool {
-    Path::new(UNIFIED).join("cgroup.controllers").exists()
-}
 
 /// The names in a file of names.
 fn words(file: PathBuf) -> Vec<String> {
@@ -41,42 +34,15 @@ fn exec_in_a_cgroup_below(c: &Container) -> u32 {
 }
 
 cases! {
-    fn shim_is_in_the_cgroup_of_its_options(d) {
-        let cgroup = format!("/shim-test-{}", d.namespace);
-        let hierarchies: &[&str] = if is_unified() { &[""] } else { &["memory", "pids"] };
-        let dirs: Vec<PathBuf> = hierarchies.iter().map(|h| Path::new(UNIFIED).join(h).join(&cgroup[1..])).collect();
-        for dir in &dirs {
-            fs::create_dir(dir).unwrap();
-        }
-        let c = d.container("c", &["sleep", "inf"]).options(|o| o.shim_cgroup = cgroup.clone()).run();
-        for dir in &dirs {
-            assert_eq!(words(dir.join("cgroup.procs")), [c.shim_pid.to_string()], "{dir:?}");
-        }
-        c.end();
-        c.finish();
-        for dir in &dirs {
-            fs::remove_dir(dir).unwrap();
-        }
-    }
-
-    fn shim_cgroup_that_is_not_there(d) {
-        let missing = d.container("c", &["true"]).options(|o| o.shim_cgroup = "/no/such/cgroup".into());
-        let bundle = missing.bundle();
-        let output = d.start(Dialect::Legacy, "c", &bundle, missing.its_options());
-        assert_ne!(output.status, 0);
-        assert!(output.stderr_text().contains("/no/such/cgroup"), "{output:?}");
-        d.eventually("no shim", || d.shims_alive().is_empty());
-    }
-
     fn every_controller_reaches_the_container(d) {
         if !is_unified() {
             return eprintln!("SKIPPED: no pure cgroup v2");
         }
         let c = d.running("c");
         let dir = cgroup_dirs(c.cgroup()).pop().unwrap();
-        let mut all = words(Path::new(UNIFIED).join("cgroup.controllers"));
+        let mut all = words(Path::new(CGROUPS).join("cgroup.controllers"));
         all.sort();
-        for above in dir.ancestors().skip(1).take_while(|above| above.starts_with(UNIFIED)) {
+        for above in dir.ancestors().skip(1).take_while(|above| above.starts_with(CGROUPS)) {
             let mut enabled = words(above.join("cgroup.subtree_control"));
             enabled.sort();
             assert_eq!(enabled, all, "in {above:?}");

@@ -68,6 +68,20 @@ fn counts_past(d: &Daemon, fifos: &Fifos, number: u32) {
     });
 }
 
+/// The container `c`, which has begun to count to `fifos`.
+#[track_caller]
+fn counting<'d>(d: &'d Daemon, fifos: &Fifos) -> Container<'d> {
+    let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
+    counts_past(d, fifos, 3);
+    c
+}
+
+/// The container `r`, to go on to `fifos` from the `image` that was made of `c`.
+fn going_on<'d>(d: &'d Daemon, fifos: &Fifos, image: &Path, c: &Container) -> Builder<'d> {
+    let r = d.shell("r", COUNT).stdio(fifos.stdio.clone());
+    r.restored_from(image, c.cgroup())
+}
+
 /// Makes a checkpoint of `c`, which counts to `fifos`, and ends it. Answers the last
 /// number that came.
 #[track_caller]
@@ -140,12 +154,11 @@ cases! {
     fn counting_goes_on_after_a_restore(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
-        let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
-        counts_past(d, &fifos, 3);
+        let c = counting(d, &fifos);
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|_| ()));
 
         let fifos = d.fifos("r");
-        let r = d.shell("r", COUNT).stdio(fifos.stdio.clone()).restored_from(&image, c.cgroup()).created();
+        let r = going_on(d, &fifos, &image, &c).created();
         assert_eq!((r.status(), r.state().unwrap().pid), (Status::CREATED, 0));
         let pid = r.start().unwrap();
         assert_eq!((r.status(), r.state().unwrap().pid), (Status::RUNNING, pid));
@@ -160,12 +173,11 @@ cases! {
     fn counting_on_a_terminal_goes_on_after_a_restore(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.terminal("c"), d.path("image"));
-        let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
-        counts_past(d, &fifos, 3);
+        let c = counting(d, &fifos);
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|o| o.terminal = true));
 
         let fifos = d.terminal("r");
-        let r = d.shell("r", COUNT).stdio(fifos.stdio.clone()).restored_from(&image, c.cgroup()).run();
+        let r = going_on(d, &fifos, &image, &c).run();
         goes_on(d, &fifos, counted);
         r.resize(100, 40).unwrap();
         let out = d.fifos("e");
@@ -180,8 +192,7 @@ cases! {
     fn checkpoint_leaves_it_running(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
-        let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
-        counts_past(d, &fifos, 3);
+        let c = counting(d, &fifos);
         c.checkpoint(image.to_str().unwrap()).unwrap();
         assert_eq!(c.status(), Status::RUNNING);
         let counted = *numbers(&fifos.stdout.text()).last().unwrap();
@@ -196,7 +207,7 @@ cases! {
         c.finish();
 
         let fifos = d.fifos("r");
-        let r = d.shell("r", COUNT).stdio(fifos.stdio.clone()).restored_from(&image, c.cgroup()).run();
+        let r = going_on(d, &fifos, &image, &c).run();
         d.eventually("some numbers", || numbers(&fifos.stdout.text()).len() > 3);
         let first = numbers(&fifos.stdout.text())[0];
         assert!(1 < first && first <= counted + 1, "went on at {first}, after {counted}");
@@ -207,8 +218,7 @@ cases! {
     fn paused_container_is_checkpointed(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
-        let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
-        counts_past(d, &fifos, 3);
+        let c = counting(d, &fifos);
         c.pause().unwrap();
         let counted = *numbers(&fifos.stdout.text()).last().unwrap();
         c.checkpoint(image.to_str().unwrap()).unwrap();
@@ -220,7 +230,7 @@ cases! {
         c.finish();
 
         let fifos = d.fifos("r");
-        let r = d.shell("r", COUNT).stdio(fifos.stdio.clone()).restored_from(&image, c.cgroup()).run();
+        let r = going_on(d, &fifos, &image, &c).run();
         assert_eq!(r.status(), Status::RUNNING);
         goes_on(d, &fifos, counted);
         r.end();
@@ -230,12 +240,11 @@ cases! {
     fn paused_container_ends_with_its_checkpoint(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
-        let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
-        counts_past(d, &fifos, 3);
+        let c = counting(d, &fifos);
         c.pause().unwrap();
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|_| ()));
         let fifos = d.fifos("r");
-        let r = d.shell("r", COUNT).stdio(fifos.stdio.clone()).restored_from(&image, c.cgroup()).run();
+        let r = going_on(d, &fifos, &image, &c).run();
         goes_on(d, &fifos, counted);
         r.end();
         r.finish();
@@ -244,12 +253,11 @@ cases! {
     fn restored_container_is_like_any_other(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
-        let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
-        counts_past(d, &fifos, 3);
+        let c = counting(d, &fifos);
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|_| ()));
 
         let fifos = d.fifos("r");
-        let r = d.shell("r", COUNT).stdio(fifos.stdio.clone()).restored_from(&image, c.cgroup());
+        let r = going_on(d, &fifos, &image, &c);
         let r = short_of_memory(r).run();
         goes_on(d, &fifos, counted);
         let (cpu, memory, pids) = stats(&r);
@@ -304,8 +312,7 @@ cases! {
     fn image_may_build_on_an_earlier_one(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, parent, image) = (d.fifos("c"), d.path("parent"), d.path("image"));
-        let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
-        counts_past(d, &fifos, 3);
+        let c = counting(d, &fifos);
         // The daemon makes such images with the runtime itself.
         let root = d.runtime_root().join(&d.namespace);
         let mut runc = Command::new(runtime());
@@ -318,7 +325,7 @@ cases! {
         assert!(image.join("parent/inventory.img").exists());
 
         let fifos = d.fifos("r");
-        let r = d.shell("r", COUNT).stdio(fifos.stdio.clone()).restored_from(&image, c.cgroup()).shim();
+        let r = going_on(d, &fifos, &image, &c).shim();
         let mut request = r.create_request();
         request.parent_checkpoint = parent.to_str().unwrap().into();
         r.call::<containerd_shim_rs_v2::proto::task::CreateTaskResponse>("Create", &request).unwrap();
@@ -481,8 +488,7 @@ cases! {
     fn container_is_checkpointed_again_after_a_restore(d) {
         let Some(_criu) = criu(d) else { return };
         let fifos = d.fifos("c");
-        let c = d.shell("c", COUNT).stdio(fifos.stdio.clone()).run();
-        counts_past(d, &fifos, 3);
+        let c = counting(d, &fifos);
         let mut counted = checkpoint_and_end(&c, &fifos, &d.path("image0"), options(|_| ()));
         for round in 0..2 {
             let fifos = d.fifos(&format!("f{round}"));

@@ -27,9 +27,9 @@ fn peer(api: Api) -> String {
 /// `binary`, in a place where all hierarchies of v1 are mounted: Go loads no cgroup if
 /// one is not, such as this, which others on the machine may have made.
 fn with_all_hierarchies(binary: &str, script: &Path) {
-    let mount = "grep -q hugetlb /proc/self/cgroup && ! mountpoint -q $H && mkdir -p $H && mount -t cgroup -o hugetlb none $H";
+    let mount = concat!(env!("CARGO_MANIFEST_DIR"), "/hack/hugetlb");
     let text = format!(
-        "#!/bin/sh\nexport H=/sys/fs/cgroup/hugetlb\nexec unshare --mount sh -c '{mount}; exec \"$0\" \"$@\"' {binary} \"$@\"\n"
+        "#!/bin/sh\nexec unshare --mount sh -c '{mount}; exec \"$0\" \"$@\"' {binary} \"$@\"\n"
     );
     write_script(script, &text);
 }

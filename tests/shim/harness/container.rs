@@ -113,11 +113,6 @@ impl<'d> Builder<'d> {
         self.raw_options(Some(any("containerd.runc.v1.Options", &options)))
     }
 
-    /// What it is to be given for options.
-    pub fn its_options(&self) -> Option<Any> {
-        self.options.clone()
-    }
-
     pub fn raw_options(mut self, options: Option<Any>) -> Self {
         self.options = options;
         self

@@ -181,7 +181,7 @@ impl Daemon {
 
     /// Makes a cgroup for something else than a container, in every hierarchy.
     pub fn make_cgroup(&self, id: &str) -> String {
-        let cgroup = self.new_cgroup(id);
+        let cgroup = format!("/shim-test-{}-{id}", unique());
         new_cgroup_dirs(&cgroup);
         self.cgroups.lock().unwrap().push(cgroup.clone());
         cgroup

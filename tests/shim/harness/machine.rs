@@ -8,6 +8,14 @@ fn mount_table() -> String {
     fs::read_to_string("/proc/self/mountinfo").expect("read the mount table")
 }
 
+/// Where v2 is mounted, or each controller of v1 below.
+pub const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Whether v2 has all controllers.
+pub fn is_unified() -> bool {
+    Path::new(CGROUPS).join("cgroup.controllers").exists()
+}
+
 /// Where below a hierarchy's root `cgroup` is, a path or systemd's `SLICE:PREFIX:NAME`.
 pub fn cgroup_path(cgroup: &str) -> String {
     match cgroup.split(':').collect::<Vec<_>>()[..] {

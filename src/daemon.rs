@@ -69,6 +69,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         reaper,
         events: events.clone(),
         namespace: flags.namespace.clone(),
+        stats_bursts: Default::default(),
     });
     let service = Service::new(tasks);
     let server = service.endpoint(listener)?;

@@ -1,7 +1,9 @@
 //! The formats of a cgroup's files.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -11,19 +13,41 @@ use nix::errno::Errno;
 pub struct Reader {
     path: PathBuf,
     text: String,
+    /// By their paths, those that stay open; `None` for one that is not there.
+    open: Option<BTreeMap<OsString, Option<File>>>,
 }
 
 impl Reader {
+    /// One whose files stay open, to be read again and again: to open one takes the kernel
+    /// ten times as long.
+    pub fn keeping_open() -> Self {
+        Self {
+            open: Some(BTreeMap::new()),
+            ..Self::default()
+        }
+    }
+
     /// The text of file `name` in `dir`.
     pub fn must(&mut self, dir: &Path, name: &str) -> io::Result<&str> {
         self.path.as_mut_os_string().clear();
         self.path.push(dir);
         self.path.push(name);
         self.text.clear();
-        // `take`, because a kernel file has no size to ask for; the bound is far off.
-        File::open(&self.path)?
-            .take(64 << 20)
-            .read_to_string(&mut self.text)?;
+        let Some(open) = &mut self.open else {
+            read(&File::open(&self.path)?, &mut self.text)?;
+            return Ok(&self.text);
+        };
+        if !open.contains_key(self.path.as_os_str()) {
+            let file = match File::open(&self.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                file => file.ok(),
+            };
+            open.insert(self.path.clone().into(), file);
+        }
+        match &open[self.path.as_os_str()] {
+            Some(file) => read(file, &mut self.text)?,
+            None => return Err(Errno::ENOENT.into()),
+        }
         Ok(&self.text)
     }
 
@@ -48,6 +72,13 @@ impl Reader {
     pub fn number(&mut self, dir: &Path, name: &str) -> io::Result<u64> {
         Ok(number(self.text(dir, name)?))
     }
+}
+
+/// Appends the whole of `file` to `text`.
+fn read(mut file: &File, text: &mut String) -> io::Result<()> {
+    file.rewind()?;
+    // `take`, because a kernel file has no size to ask for; the bound is far off.
+    file.take(64 << 20).read_to_string(text).map(drop)
 }
 
 /// Writes `text` to a kernel file in one call; never creates one.
@@ -162,6 +193,22 @@ mod tests {
         assert_eq!(reader.text(dir.path(), "none").unwrap(), "");
         let error = reader.text(dir.path(), "").unwrap_err().to_string();
         assert!(error.contains("Is a directory"), "{error}");
+    }
+
+    #[test]
+    fn files_that_stay_open_tell_of_now_and_are_looked_for_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "1").unwrap();
+        let mut reader = Reader::keeping_open();
+        assert_eq!(reader.number(dir.path(), "file").unwrap(), 1);
+        assert_eq!(reader.number(dir.path(), "late").unwrap(), 0);
+        fs::write(&file, "22").unwrap();
+        assert_eq!(reader.number(dir.path(), "file").unwrap(), 22);
+        fs::remove_file(&file).unwrap();
+        assert_eq!(reader.number(dir.path(), "file").unwrap(), 22);
+        fs::write(dir.path().join("late"), "3").unwrap();
+        assert_eq!(reader.number(dir.path(), "late").unwrap(), 0);
     }
 
     #[test]

@@ -37,15 +37,14 @@ impl Hierarchies {
             .unwrap_or(&self.0[0].1)
     }
 
-    /// Those whose directories exist.
-    pub fn live(&self) -> Hierarchies {
-        let exists = |(_, dir): &&(String, PathBuf)| dir.exists();
-        Hierarchies(self.0.iter().filter(exists).cloned().collect())
+    /// As [`Hierarchies::dir`], if it exists still.
+    pub fn live_dir(&self, controller: &str) -> Option<&Path> {
+        self.dir(controller).filter(|dir| dir.exists())
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether any directory exists still.
+    pub fn is_live(&self) -> bool {
+        self.0.iter().any(|(_, dir)| dir.exists())
     }
 }
 

@@ -11,7 +11,7 @@ mod locate;
 mod v1;
 mod v2;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -24,13 +24,21 @@ use crate::proto::{Any, Message};
 use files::Reader;
 use locate::Located;
 
+/// What a cgroup used, as clients get it: `io.containerd.cgroups.v1.Metrics` or
+/// `io.containerd.cgroups.v2.Metrics`.
+pub type Stats = Any;
+
 /// A container's cgroup, resolved once, at Create, from its init's pid.
 pub struct Cgroup {
     /// `/`, but for tests.
     root: PathBuf,
     located: Located,
+    /// The sizes that this kernel has; found when first needed.
+    huge_pages: OnceCell<Vec<String>>,
+    /// With the files of [`Cgroup::keep_open`].
+    reader: RefCell<Option<Reader>>,
     /// The statistics of [`Cgroup::keep_stats`].
-    kept: RefCell<Option<Any>>,
+    kept: RefCell<Option<Stats>>,
 }
 
 /// The directory whose files tell of memory.
@@ -54,6 +62,8 @@ impl Cgroup {
         Ok(Self {
             root: root.to_owned(),
             located: locate::of(root, pid)?,
+            huge_pages: OnceCell::new(),
+            reader: RefCell::default(),
             kept: RefCell::default(),
         })
     }
@@ -72,10 +82,9 @@ impl Cgroup {
         Ok(pids.into_iter().collect())
     }
 
-    /// `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`.
-    /// A missing controller or file gives zeros. Once the whole cgroup is gone: what
-    /// [`Cgroup::keep_stats`] kept, or NotFound.
-    pub fn stats(&self) -> Result<Any> {
+    /// Its statistics. A missing controller or file gives zeros. Once the whole cgroup is
+    /// gone: what [`Cgroup::keep_stats`] kept, or NotFound.
+    pub fn stats(&self) -> Result<Stats> {
         match self.current_stats() {
             Err(error) if error.kind() == Kind::NotFound => self.kept.borrow().clone().ok_or(error),
             outcome => outcome,
@@ -96,28 +105,42 @@ impl Cgroup {
 
     fn exists(&self) -> bool {
         match &self.located {
-            Located::V1(hierarchies) => !hierarchies.live().is_empty(),
+            Located::V1(hierarchies) => hierarchies.is_live(),
             Located::V2 { dir, .. } => dir.exists(),
         }
     }
 
-    fn current_stats(&self) -> Result<Any> {
-        let mut reader = Reader::default();
+    /// From now on the files that [`Cgroup::stats`] reads stay open, and are not looked for
+    /// anew. False if they do already.
+    pub fn keep_open(&self) -> bool {
+        let mut reader = self.reader.borrow_mut();
+        let begun = reader.is_none();
+        reader.get_or_insert_with(Reader::keeping_open);
+        begun
+    }
+
+    /// Closes the files that stayed open.
+    pub fn close(&self) {
+        self.reader.replace(None);
+    }
+
+    fn current_stats(&self) -> Result<Stats> {
+        if !self.exists() {
+            return Err(gone());
+        }
+        let (mut kept, mut passing) = (self.reader.borrow_mut(), Reader::default());
+        let reader = kept.as_mut().unwrap_or(&mut passing);
+        let huge_pages = || files::huge_page_sizes(&self.root);
+        let huge_pages = self.huge_pages.get_or_init(huge_pages);
+        let failed = || "read cgroup statistics";
         match &self.located {
             Located::V1(hierarchies) => {
-                let live = hierarchies.live();
-                if live.is_empty() {
-                    return Err(gone());
-                }
-                let metrics = v1::metrics(&self.root, &live, &mut reader);
-                packed("v1", &metrics.context(|| "read cgroup statistics")?)
+                let metrics = v1::metrics(&self.root, hierarchies, huge_pages, reader);
+                packed("v1", &metrics.context(failed)?)
             }
             Located::V2 { dir, .. } => {
-                if !self.exists() {
-                    return Err(gone());
-                }
-                let metrics = v2::metrics(&self.root, dir, &mut reader);
-                packed("v2", &metrics.context(|| "read cgroup statistics")?)
+                let metrics = v2::metrics(dir, huge_pages, reader);
+                packed("v2", &metrics.context(failed)?)
             }
         }
     }
@@ -200,7 +223,7 @@ fn gone() -> Error {
     Error::not_found("cgroup does not exist")
 }
 
-fn packed(version: &str, metrics: &impl Message) -> Result<Any> {
+fn packed(version: &str, metrics: &impl Message) -> Result<Stats> {
     let value = metrics.write_to_bytes();
     Ok(Any {
         type_url: format!("io.containerd.cgroups.{version}.Metrics"),

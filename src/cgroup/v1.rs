@@ -6,7 +6,7 @@
 use std::io;
 use std::path::Path;
 
-use super::files::{Reader, device, huge_page_sizes, keyed, number, rdma_devices};
+use super::files::{Reader, device, keyed, number, rdma_devices};
 use super::locate::Hierarchies;
 use crate::proto::MessageField;
 use crate::proto::cgroups_v1::{
@@ -14,28 +14,34 @@ use crate::proto::cgroups_v1::{
     MemoryStat, Metrics, PidsStat, RdmaEntry, RdmaStat, Throttle,
 };
 
-/// What the controllers of `cgroup` tell; those that are missing tell nothing.
-pub fn metrics(root: &Path, cgroup: &Hierarchies, reader: &mut Reader) -> io::Result<Metrics> {
+/// What the controllers of `cgroup` tell; those that are missing tell nothing. `huge_pages`
+/// are the sizes there are.
+pub fn metrics(
+    root: &Path,
+    cgroup: &Hierarchies,
+    huge_pages: &[String],
+    reader: &mut Reader,
+) -> io::Result<Metrics> {
     let mut metrics = Metrics {
         cpu: MessageField::some(cpu(cgroup, reader)?),
         ..Metrics::default()
     };
-    if let Some(dir) = cgroup.dir("memory") {
+    if let Some(dir) = cgroup.live_dir("memory") {
         metrics.memory = MessageField::some(memory(dir, reader)?);
         metrics.memory_oom_control = MessageField::some(oom_control(dir, reader)?);
     }
-    if let Some(dir) = cgroup.dir("pids") {
+    if let Some(dir) = cgroup.live_dir("pids") {
         metrics.pids = MessageField::some(pids(dir, reader)?);
     }
-    if let Some(dir) = cgroup.dir("blkio") {
+    if let Some(dir) = cgroup.live_dir("blkio") {
         metrics.blkio = MessageField::some(blkio(root, dir, reader)?);
     }
-    if let Some(dir) = cgroup.dir("hugetlb") {
-        for size in huge_page_sizes(root) {
+    if let Some(dir) = cgroup.live_dir("hugetlb") {
+        for size in huge_pages {
             metrics.hugetlb.push(hugetlb(dir, size, reader)?);
         }
     }
-    if let Some(dir) = cgroup.dir("rdma") {
+    if let Some(dir) = cgroup.live_dir("rdma") {
         metrics.rdma = MessageField::some(RdmaStat {
             current: rdma(reader.text(dir, "rdma.current")?),
             limit: rdma(reader.text(dir, "rdma.max")?),
@@ -50,7 +56,7 @@ fn cpu(cgroup: &Hierarchies, reader: &mut Reader) -> io::Result<CPUStat> {
     const NANOSECONDS_PER_TICK: u64 = 10_000_000;
     let mut usage = CPUUsage::default();
     let mut throttling = Throttle::default();
-    if let Some(dir) = cgroup.dir("cpuacct") {
+    if let Some(dir) = cgroup.live_dir("cpuacct") {
         usage.total = reader.number(dir, "cpuacct.usage")?;
         for (key, ticks) in keyed(reader.text(dir, "cpuacct.stat")?) {
             match key {
@@ -62,7 +68,7 @@ fn cpu(cgroup: &Hierarchies, reader: &mut Reader) -> io::Result<CPUStat> {
         let per_cpu = reader.text(dir, "cpuacct.usage_percpu")?;
         usage.per_cpu = per_cpu.split_ascii_whitespace().map(number).collect();
     }
-    if let Some(dir) = cgroup.dir("cpu") {
+    if let Some(dir) = cgroup.live_dir("cpu") {
         for (key, value) in keyed(reader.text(dir, "cpu.stat")?) {
             match key {
                 "nr_periods" => throttling.periods = value,
@@ -251,13 +257,13 @@ fn name_devices(stat: &mut BlkIOStat, partitions: &str) {
     }
 }
 
-fn hugetlb(dir: &Path, size: String, reader: &mut Reader) -> io::Result<HugetlbStat> {
+fn hugetlb(dir: &Path, size: &str, reader: &mut Reader) -> io::Result<HugetlbStat> {
     let mut read = |name| reader.number(dir, &format!("hugetlb.{size}.{name}"));
     Ok(HugetlbStat {
         usage: read("usage_in_bytes")?,
         max: read("max_usage_in_bytes")?,
         failcnt: read("failcnt")?,
-        pagesize: size,
+        pagesize: size.into(),
         ..HugetlbStat::default()
     })
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::files::{self, Reader, device, huge_page_sizes, keyed, nested, number, rdma_devices};
+use super::files::{self, Reader, device, keyed, nested, number, rdma_devices};
 use crate::error::{Context, Result};
 use crate::proto::MessageField;
 use crate::proto::cgroups_v2::{
@@ -11,8 +11,9 @@ use crate::proto::cgroups_v2::{
     PidsStat, RdmaEntry, RdmaStat,
 };
 
-/// What the files in `dir` tell; those that are missing tell zeros.
-pub fn metrics(root: &Path, dir: &Path, reader: &mut Reader) -> io::Result<Metrics> {
+/// What the files in `dir` tell; those that are missing tell zeros. `huge_pages` are the
+/// sizes there are.
+pub fn metrics(dir: &Path, huge_pages: &[String], reader: &mut Reader) -> io::Result<Metrics> {
     let mut metrics = Metrics {
         // In the order of what would be missed most, should the cgroup go meanwhile.
         memory_events: memory_events(reader.text(dir, "memory.events")?),
@@ -35,7 +36,7 @@ pub fn metrics(root: &Path, dir: &Path, reader: &mut Reader) -> io::Result<Metri
         }),
         ..Metrics::default()
     };
-    for size in huge_page_sizes(root) {
+    for size in huge_pages {
         metrics.hugetlb.push(hugetlb(dir, size, reader)?);
     }
     Ok(metrics)
@@ -199,7 +200,7 @@ fn rdma(text: &str) -> Vec<RdmaEntry> {
     rdma_devices(text).map(entry).collect()
 }
 
-fn hugetlb(dir: &Path, size: String, reader: &mut Reader) -> io::Result<HugeTlbStat> {
+fn hugetlb(dir: &Path, size: &str, reader: &mut Reader) -> io::Result<HugeTlbStat> {
     let current = reader.number(dir, &format!("hugetlb.{size}.current"))?;
     let max = reader.number(dir, &format!("hugetlb.{size}.max"))?;
     let events = reader.text(dir, &format!("hugetlb.{size}.events"))?;
@@ -208,7 +209,7 @@ fn hugetlb(dir: &Path, size: String, reader: &mut Reader) -> io::Result<HugeTlbS
         current,
         max,
         failcnt: failcnt.map_or(0, |(_, count)| count),
-        pagesize: size,
+        pagesize: size.into(),
         ..HugeTlbStat::default()
     })
 }

@@ -210,7 +210,7 @@ impl Service {
     }
 
     fn stats(&self, request: task::StatsRequest) -> Result<task::StatsResponse> {
-        let stats = self.tasks.find(&request.id)?.cgroup()?.stats()?;
+        let stats = self.tasks.find(&request.id)?.stats()?;
         Ok(task::StatsResponse {
             stats: Some(stats).into(),
             ..Default::default()

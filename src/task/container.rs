@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::exits::Exits;
 use super::process::Process;
 use super::state::{ExecOp, Op, Refusal, State, step, step_exec};
 use super::{Shared, check_name};
 use crate::bundle::Bundle;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Stats};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Event;
 use crate::mount::{Mount, mount_all, unmount_all};
@@ -30,6 +30,13 @@ use crate::stdio::{self, Opened, Stdio};
 /// How long to wait for what was killed to be reaped, or for the runtime to kill
 /// what a dead init left: neither may hold up an exit or a Delete for good.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the files of statistics stay open for a client that asks more often than that.
+const STATS_BURST: Duration = Duration::from_secs(1);
+
+/// Of how many containers at a time: each has about thirty files, and the server no more
+/// than 1024 descriptors where containerd has raised no limit.
+const STATS_BURSTS: usize = 8;
 
 /// What Create asks for.
 pub struct Create {
@@ -107,6 +114,7 @@ pub struct Container {
     shares_pids: bool,
     checkpoint: Option<String>,
     cgroup: RefCell<Option<Rc<Cgroup>>>,
+    stats_asked: Cell<Option<Instant>>,
     oom: RefCell<Option<OomWatch>>,
     init: Process,
     execs: RefCell<BTreeMap<String, Rc<Exec>>>,
@@ -153,6 +161,7 @@ impl Container {
             options: create.options,
             checkpoint: create.checkpoint,
             cgroup: RefCell::default(),
+            stats_asked: Cell::default(),
             oom: RefCell::default(),
             init: Process::new(create.id, create.stdio),
             execs: RefCell::default(),
@@ -622,8 +631,28 @@ impl Container {
         Ok(pids.into_iter().map(member).collect())
     }
 
+    /// What its cgroup used. For a client that asks again and again the files stay open a
+    /// while; then they are looked for anew, as controllers may have come.
+    pub fn stats(&self) -> Result<Stats> {
+        let cgroup = self.cgroup()?;
+        let before = self.stats_asked.replace(Some(Instant::now()));
+        let again = before.is_some_and(|at| at.elapsed() < STATS_BURST);
+        let bursts = &self.shared.stats_bursts;
+        if again && Rc::strong_count(bursts) <= STATS_BURSTS && cgroup.keep_open() {
+            let (cgroup, burst) = (Rc::downgrade(&cgroup), bursts.clone());
+            spawn_local(async move {
+                sleep(STATS_BURST).await;
+                if let Some(cgroup) = cgroup.upgrade() {
+                    cgroup.close();
+                }
+                drop(burst);
+            });
+        }
+        cgroup.stats()
+    }
+
     /// Its cgroup.
-    pub fn cgroup(&self) -> Result<Rc<Cgroup>> {
+    fn cgroup(&self) -> Result<Rc<Cgroup>> {
         let gone = || Error::not_found("cgroup does not exist");
         self.cgroup.borrow().clone().ok_or_else(gone)
     }

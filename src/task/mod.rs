@@ -29,6 +29,8 @@ pub struct Shared {
     pub events: Events,
     /// containerd's namespace that the shim serves.
     pub namespace: String,
+    /// Held by each container whose files of statistics stay open.
+    pub stats_bursts: Rc<()>,
 }
 
 impl Shared {

@@ -78,6 +78,7 @@ impl World {
             reaper: reaper.clone(),
             events: Events::new("unix:///nowhere".into(), "ns".into()),
             namespace: "ns".into(),
+            stats_bursts: Rc::default(),
         }));
         World {
             kernel,

@@ -89,6 +89,13 @@ cases! {
         assert_none_is_left(d, program);
     }
 
+    fn statistics_leave_no_descriptor(d) {
+        let c = d.running("c");
+        let before = c.footprint().0.len();
+        (0..10).for_each(|_| drop(c.stats().unwrap()));
+        assert_settled(d, &c, before);
+    }
+
     fn execs_that_are_never_deleted_leave_no_descriptor(d) {
         let keep = d.container("keep", &["sleep", "inf"]).group("pod").run();
         let before = keep.footprint().0.len();

@@ -84,6 +84,14 @@ cases! {
         assert_eq!(pids, 1);
     }
 
+    fn stats_asked_for_again_and_again_are_of_now(d) {
+        let c = d.running("c");
+        for processes in 1..5 {
+            assert_eq!(stats(&c).2, processes);
+            c.exec(&format!("e{processes}"), &["sleep", "inf"]).unwrap().start().unwrap();
+        }
+    }
+
     fn stats_of_a_created_container(d) {
         let c = d.container("c", &["sleep", "inf"]).created();
         stats(&c);

@@ -32,24 +32,26 @@ const STACK: usize = 64 << 10;
 /// How long a client may pause and still count as one that reads.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// The stdin a client writes to.
+/// The stdin that a client is to write to.
 #[derive(Debug)]
-pub(super) struct Input {
-    /// Where to read from; non-blocking.
-    pub(super) read: OwnedFd,
-    /// Keeps a FIFO from ending while there is no client; CloseIO drops it.
-    pub(super) hold: Option<OwnedFd>,
-}
+pub(super) struct Input(Place);
 
-/// Opens `path` to read stdin from.
-pub(super) fn open_input(path: &Path) -> io::Result<Input> {
-    let place = Place::find(path)?;
-    let read = place.open(OFlag::O_RDONLY)?;
-    let hold = match place.fifo {
-        true => Some(place.open(OFlag::O_WRONLY)?),
-        false => None,
-    };
-    Ok(Input { read, hold })
+impl Input {
+    /// What is at `path` now.
+    pub(super) fn find(path: &Path) -> io::Result<Self> {
+        Ok(Self(Place::find(path)?))
+    }
+
+    /// Where to read from, non-blocking, and what keeps a FIFO from ending while there is
+    /// no client: CloseIO drops it.
+    pub(super) fn open(&self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let read = self.0.open(OFlag::O_RDONLY)?;
+        let hold = match self.0.fifo {
+            true => Some(self.0.open(OFlag::O_WRONLY)?),
+            false => None,
+        };
+        Ok((read, hold))
+    }
 }
 
 /// Opens `path` to write output to; non-blocking. A FIFO must get a reader until

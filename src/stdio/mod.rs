@@ -107,11 +107,18 @@ struct Output {
 #[derive(Debug)]
 pub struct Streams {
     terminal: Option<Rc<Terminal>>,
-    stdin_hold: RefCell<Option<OwnedFd>>,
+    stdin: RefCell<Stdin>,
     logger: Option<Logger>,
     drain: Rc<Drain>,
     outputs: Vec<Flow>,
     _tasks: Vec<Task>,
+}
+
+/// A process's stdin, before and after [`Streams::open_stdin`].
+#[derive(Debug)]
+enum Stdin {
+    Closed(Option<Input>),
+    Open { hold: Option<OwnedFd>, _task: Task },
 }
 
 /// An output that is being copied; its ends are the copier's.
@@ -169,7 +176,7 @@ impl Opened {
                 return Err(Error::invalid("stdin: not a path or fifo://"));
             }
         };
-        let from = fifo::open_input(path).context(|| format!("open stdin {}", path.display()))?;
+        let from = fifo::Input::find(path).context(|| format!("open stdin {}", path.display()))?;
         let to = match self.console {
             Some(_) => None,
             None => {
@@ -275,19 +282,20 @@ impl Opened {
     /// After the runtime's command ended well: receives the pty master where there is
     /// one (within 10 s), drops the container's ends and starts the copiers.
     pub async fn start(self) -> Result<Streams> {
+        let streams = self.start_outputs().await?;
+        streams.open_stdin()?;
+        Ok(streams)
+    }
+
+    /// As [`Opened::start`], but stdin waits for [`Streams::open_stdin`].
+    pub async fn start_outputs(self) -> Result<Streams> {
         let terminal = match self.console {
             Some(socket) => Some(Rc::new(Terminal::new(socket.receive().await?)?)),
             None => None,
         };
         drop(self.passed);
-        let mut tasks = Vec::new();
-        let mut stdin_hold = None;
-        if let Some(Input { from, to }) = self.stdin {
-            stdin_hold = from.hold;
-            tasks.push(copy_input(from.read, to, terminal.clone(), &self.drain)?);
-        }
         let master = terminal.as_ref().and_then(|terminal| terminal.master());
-        let mut outputs = Vec::new();
+        let (mut outputs, mut tasks) = (Vec::new(), Vec::new());
         for output in self.outputs {
             let (flow, task) = copy_output(output, master.clone(), &self.drain)?;
             outputs.push(flow);
@@ -295,7 +303,7 @@ impl Opened {
         }
         Ok(Streams {
             terminal,
-            stdin_hold: RefCell::new(stdin_hold),
+            stdin: RefCell::new(Stdin::Closed(self.stdin)),
             logger: self.logger,
             drain: self.drain,
             outputs,
@@ -414,10 +422,29 @@ impl Flow {
 }
 
 impl Streams {
-    /// Closes the shim's write end of stdin (CloseIO); idempotent. The process sees
+    /// Opens stdin and starts its copier; once it is, there is nothing to do. To be called
+    /// when the client knows of the process: as soon as the FIFO is open it may have
+    /// nothing more to write, and it sends no CloseIO to what it does not know.
+    pub fn open_stdin(&self) -> Result<()> {
+        let mut stdin = self.stdin.borrow_mut();
+        let Stdin::Closed(input) = &mut *stdin else {
+            return Ok(());
+        };
+        let Some(Input { from, to }) = input.take() else {
+            return Ok(());
+        };
+        let (read, hold) = from.open().context(|| "open stdin")?;
+        let _task = copy_input(read, to, self.terminal.clone(), &self.drain)?;
+        *stdin = Stdin::Open { hold, _task };
+        Ok(())
+    }
+
+    /// Closes the shim's write end of stdin, if it is open (CloseIO). The process sees
     /// the end once the client has closed its own.
     pub fn close_stdin(&self) {
-        self.stdin_hold.take();
+        if let Stdin::Open { hold, .. } = &mut *self.stdin.borrow_mut() {
+            *hold = None;
+        }
     }
 
     /// Sets the terminal's size; no terminal: nothing to do.

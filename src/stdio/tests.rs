@@ -934,6 +934,7 @@ fn a_pipe_grows_though_the_other_is_large_already() {
             .await
             .unwrap();
         let mut container = take(&mut opened, 0);
+        let _streams = opened.start().await.unwrap();
         let mut stdin = OpenOptions::new()
             .write(true)
             .open(client.path("in"))
@@ -941,7 +942,6 @@ fn a_pipe_grows_though_the_other_is_large_already() {
         let largest = 1 << 20;
         fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(largest)).unwrap();
         stdin.write_all(&pattern(0, largest as usize)).unwrap();
-        let _streams = opened.start().await.unwrap();
         let size = |fd: &File| fcntl(fd, FcntlArg::F_GETPIPE_SZ).unwrap();
         let start = std::time::Instant::now();
         while size(&container) < largest {

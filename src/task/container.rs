@@ -205,11 +205,16 @@ impl Container {
     async fn begin_with(&self, mut io: Opened) -> Result<Exited> {
         let pid_file = self.bundle.init_pid_file();
         let id = &self.init.id;
-        let pid = match &self.checkpoint {
-            None => self.runtime.create(id, &pid_file, &mut io).await?,
-            Some(image) => self.restore(image, &pid_file, &mut io).await?,
+        let (pid, streams) = match &self.checkpoint {
+            None => {
+                let pid = self.runtime.create(id, &pid_file, &mut io).await?;
+                (pid, io.start_outputs().await?)
+            }
+            Some(image) => {
+                let pid = self.restore(image, &pid_file, &mut io).await?;
+                (pid, io.start().await?)
+            }
         };
-        let streams = io.start().await?;
         let (child, exited) = adopt(&self.shared, pid)?;
         self.init.began(child, streams);
         self.cgroup.replace(
@@ -307,6 +312,7 @@ impl Container {
 
     async fn start_init(self: &Rc<Self>) -> Result<()> {
         if self.checkpoint.is_none() {
+            self.init.open_stdin()?;
             return self.runtime.start(&self.init.id).await;
         }
         let exited = self.begin().await?;

@@ -21,7 +21,7 @@ pub struct Process {
     state: Cell<State>,
     child: RefCell<Option<Child>>,
     streams: RefCell<Option<Rc<Streams>>>,
-    /// A client may close stdin as soon as its FIFO has a reader, before `streams`.
+    /// A client may close stdin before there is one.
     stdin_closed: Cell<bool>,
     exit: Cell<Option<Exit>>,
     /// It ended, or did not start: nobody need wait any more.
@@ -68,10 +68,8 @@ impl Process {
         self.child.replace(Some(child));
         // An earlier start may have failed.
         self.over.set(false);
-        if self.stdin_closed.get() {
-            streams.close_stdin();
-        }
         self.streams.replace(Some(Rc::new(streams)));
+        self.end_stdin();
     }
 
     /// Its pid; 0 before it has one.
@@ -106,10 +104,23 @@ impl Process {
         self.streams.borrow().clone()
     }
 
+    /// Opens its stdin, if it is not open: it is about to run.
+    pub fn open_stdin(&self) -> Result<()> {
+        if let Some(streams) = self.streams() {
+            streams.open_stdin()?;
+        }
+        self.end_stdin();
+        Ok(())
+    }
+
     /// Lets its stdin end with what the client wrote; idempotent, at any time.
     pub fn close_stdin(&self) {
         self.stdin_closed.set(true);
-        if let Some(streams) = self.streams() {
+        self.end_stdin();
+    }
+
+    fn end_stdin(&self) {
+        if let (true, Some(streams)) = (self.stdin_closed.get(), self.streams()) {
             streams.close_stdin();
         }
     }

@@ -68,6 +68,7 @@ macro_rules! namings {
             cases! { $version, crate::Naming::Path, stdio;
                 large_output
                 output_in_small_writes
+                short_input_ends
                 large_input_comes_back
                 large_output_of_terminals
                 clients_killed_during_output

@@ -469,6 +469,11 @@ const TABLE: &[Difference] = &[
         "binary-v2 came with 2.3",
     ),
     fails(GO, "fifo_as_a_url", "Go opens the URL as if it were a path"),
+    fails(
+        GO,
+        "stdin_is_open_no_sooner_than_the_container_runs",
+        "Go opens it at Create: a client that has nothing to write says so too early",
+    ),
     fails(GO, "stdout_alone", "Go opens the empty path"),
     fails(GO, "stderr_alone", "Go opens the empty path"),
     fails(

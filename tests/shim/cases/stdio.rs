@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
 use sha2::{Digest, Sha256};
 
@@ -114,6 +114,29 @@ cases! {
         assert_eq!(c.exit_status(), 0);
         assert_eq!(fifos.stdout.end(), "first\nsecond\n");
         c.close_io().unwrap();
+        c.finish();
+    }
+
+    fn stdin_is_open_no_sooner_than_the_container_runs(d) {
+        let fifos = d.fifos("c");
+        let c = d.container("c", &["cat"]).stdio(fifos.stdio.clone()).created();
+        let writer = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifos.stdio.stdin);
+        assert_eq!(writer.unwrap_err().raw_os_error(), Some(libc::ENXIO), "nobody reads");
+        c.start().unwrap();
+        d.write(&fifos.stdio.stdin).write_all(b"line\n").unwrap();
+        c.close_io().unwrap();
+        assert_eq!(c.exit_status(), 0);
+        assert_eq!(fifos.stdout.end(), "line\n");
+        c.finish();
+    }
+
+    fn stdin_that_is_closed_before_the_start_is_empty(d) {
+        let fifos = d.fifos("c");
+        let c = d.container("c", &["cat"]).stdio(fifos.stdio.clone()).created();
+        c.close_io().unwrap();
+        c.start().unwrap();
+        assert_eq!(c.exit_status(), 0);
+        assert_eq!(fifos.stdout.end(), "");
         c.finish();
     }
 

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_rs_v2::proto::{Any, Message, cgroups_v1, cgroups_v2};
@@ -28,23 +27,15 @@ fn peer(api: Api) -> String {
 /// one is not, such as this, which others on the machine may have made.
 fn with_all_hierarchies(binary: &str, script: &Path) {
     let mount = concat!(env!("CARGO_MANIFEST_DIR"), "/hack/hugetlb");
-    let text = format!(
-        "#!/bin/sh\nexec unshare --mount sh -c '{mount}; exec \"$0\" \"$@\"' {binary} \"$@\"\n"
-    );
-    write_script(script, &text);
+    let text = format!("exec unshare --mount sh -c '{mount}; exec \"$0\" \"$@\"' {binary} \"$@\"");
+    write_program(script, &text);
 }
 
 /// A runtime whose containers are all the process `pid`.
 fn runtime_of(pid: u32, path: &Path) {
-    let script = format!(
-        "#!/bin/sh\nwhile [ $# -gt 0 ]; do\n[ $1 != --pid-file ] || printf {pid} >$2\nshift\ndone\n"
-    );
-    write_script(path, &script);
-}
-
-fn write_script(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let script =
+        format!("while [ $# -gt 0 ]; do\n[ $1 != --pid-file ] || printf {pid} >$2\nshift\ndone");
+    write_program(path, &script);
 }
 
 /// Every field that is not zero, by its path; the type's name first.

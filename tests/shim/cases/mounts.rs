@@ -1,7 +1,7 @@
 //! Rootfs mounts: every kind of them, and where they go.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -105,9 +105,7 @@ fn loop_setting(device: &str, setting: &str) -> Option<String> {
 fn helper(d: &Daemon, script: &str) {
     let dir = d.path("helpers");
     fs::create_dir(&dir).unwrap();
-    let path = dir.join("mount.fuse3");
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&dir.join("mount.fuse3"), script);
     let path = std::env::var("PATH").unwrap();
     d.set_env("PATH", &format!("{}:{path}", dir.display()));
 }

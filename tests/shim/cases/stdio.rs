@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 
 use sha2::{Digest, Sha256};
 
@@ -11,8 +11,7 @@ use crate::harness::*;
 /// An executable logger at `name`: it takes stdout from descriptor 3, stderr from 4, and is ready when it closes 5.
 pub(super) fn logger(d: &Daemon, name: &str, script: &str) -> String {
     let path = d.path(name);
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, script);
     path.to_str().unwrap().into()
 }
 

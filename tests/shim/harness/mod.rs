@@ -31,6 +31,7 @@ use containerd_shim_rs_v2::proto::task::{ConnectRequest, ConnectResponse};
 
 pub use self::container::{Stdio, any};
 pub use self::daemon::{Daemon, Dialect};
+pub use self::process::write_program;
 pub use self::task::Api;
 pub use self::wire::{Code, Refused};
 use crate::differences::{self, Shim};

@@ -81,11 +81,27 @@ fn reap() {
 pub fn spawn(command: &mut Command) -> Child {
     // Under the lock: an exit of an older process with this number is forgotten, a new one cannot come before.
     let mut exits = ledger().exits.lock().unwrap();
-    let child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("spawn {command:?}: {error}"));
-    exits.remove(&(child.id() as i32));
-    child
+    let child = command.spawn();
+    if let Ok(child) = &child {
+        exits.remove(&(child.id() as i32));
+    }
+    drop(exits);
+    child.unwrap_or_else(|error| panic!("spawn {command:?}: {error}"))
+}
+
+/// Makes `path` a program, which does what the shell `script` says.
+///
+/// Another process writes it: the kernel executes nothing that is open for writing, and
+/// a child that another thread is just starting has copies of our descriptors.
+#[track_caller]
+pub fn write_program(path: &Path, script: &str) {
+    let mut writer = Command::new("sh");
+    writer
+        .args(["-c", "cat >\"$0\" && chmod 755 \"$0\""])
+        .arg(path);
+    let text = format!("#!/bin/sh\n{script}\n");
+    let output = run(&mut writer, text.as_bytes(), Duration::from_secs(60));
+    assert_eq!(output.status, 0, "write {path:?}: {output:?}");
 }
 
 /// Makes sure that orphans come to this process from now on.

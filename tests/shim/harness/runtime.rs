@@ -2,13 +2,14 @@
 //! blocks before or after a verb, or fails it, and notes how it was called.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
+use super::process::write_program;
 use super::stdio::make_fifo;
 
 /// Where a call blocks.
@@ -33,9 +34,7 @@ impl FakeRuntime {
         let script = SCRIPT
             .replace("REAL", real)
             .replace("DIR", dir.to_str().unwrap());
-        let path = dir.join("runtime");
-        fs::write(&path, script).expect("write the fake runtime");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
+        write_program(&dir.join("runtime"), &script);
         FakeRuntime {
             dir: dir.into(),
             patience,
@@ -150,8 +149,7 @@ impl Drop for Held {
     }
 }
 
-const SCRIPT: &str = r#"#!/bin/sh
-dir=DIR
+const SCRIPT: &str = r#"dir=DIR
 while [ $# -gt 0 ]; do
   case $1 in
     create|start|exec|kill|delete|state|ps|pause|resume|update|checkpoint|restore|features) verb=$1; break;;

@@ -97,11 +97,11 @@ fn terminal(daemon: &Daemon, program: &str, block: usize, total: usize) -> Cost 
 /// A container that reads what the client writes, in large blocks.
 fn input(daemon: &Daemon, program: &str, total: usize) -> Cost {
     let (container, stdout) = create(daemon, program, &[PROGRAM, "read", &total.to_string()]);
+    let block = vec![b'x'; 1 << 20];
+    let start = Start::of(&container);
     let stdin = daemon.path("io").join("stdin");
     let mut stdin = daemon.write(stdin.to_str().unwrap());
     grow(&stdin);
-    let block = vec![b'x'; 1 << 20];
-    let start = Start::of(&container);
     for _ in 0..total / block.len() {
         stdin.write_all(&block).expect("write stdin");
     }

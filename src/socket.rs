@@ -154,6 +154,15 @@ fn is_served(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Claims what nobody serves.
+#[cfg(test)]
+pub fn claim_free(path: &Path) -> UnixListener {
+    match claim(path).unwrap() {
+        Claim::Ours(listener) => listener,
+        Claim::Served => panic!("somebody serves {path:?}"),
+    }
+}
+
 /// Ends a server. To drop its listener is not enough where other tests run: a child that
 /// one of them is just starting has a copy until it executes its program.
 #[cfg(test)]
@@ -167,14 +176,6 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     use std::sync::Barrier;
-
-    /// Claims what nobody serves.
-    fn claim_free(path: &Path) -> UnixListener {
-        match claim(path).unwrap() {
-            Claim::Ours(listener) => listener,
-            Claim::Served => panic!("somebody serves {path:?}"),
-        }
-    }
 
     #[test]
     fn joins_as_go_does() {

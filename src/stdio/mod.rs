@@ -25,7 +25,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -91,6 +91,7 @@ pub struct Opened {
 /// terminal.
 #[derive(Debug)]
 struct Input {
+    path: PathBuf,
     from: fifo::Input,
     to: Option<OwnedFd>,
 }
@@ -186,7 +187,8 @@ impl Opened {
                 Some(write)
             }
         };
-        self.stdin = Some(Input { from, to });
+        let path = path.clone();
+        self.stdin = Some(Input { path, from, to });
         Ok(())
     }
 
@@ -430,10 +432,11 @@ impl Streams {
         let Stdin::Closed(input) = &mut *stdin else {
             return Ok(());
         };
-        let Some(Input { from, to }) = input.take() else {
+        let Some(Input { path, from, to }) = input.take() else {
             return Ok(());
         };
-        let (read, hold) = from.open().context(|| "open stdin")?;
+        let opened = from.open();
+        let (read, hold) = opened.context(|| format!("open stdin {}", path.display()))?;
         let _task = copy_input(read, to, self.terminal.clone(), &self.drain)?;
         *stdin = Stdin::Open { hold, _task };
         Ok(())

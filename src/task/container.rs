@@ -205,16 +205,15 @@ impl Container {
     async fn begin_with(&self, mut io: Opened) -> Result<Exited> {
         let pid_file = self.bundle.init_pid_file();
         let id = &self.init.id;
-        let (pid, streams) = match &self.checkpoint {
-            None => {
-                let pid = self.runtime.create(id, &pid_file, &mut io).await?;
-                (pid, io.start_outputs().await?)
-            }
-            Some(image) => {
-                let pid = self.restore(image, &pid_file, &mut io).await?;
-                (pid, io.start().await?)
-            }
+        let pid = match &self.checkpoint {
+            None => self.runtime.create(id, &pid_file, &mut io).await?,
+            Some(image) => self.restore(image, &pid_file, &mut io).await?,
         };
+        let streams = io.start_outputs().await?;
+        if self.checkpoint.is_some() {
+            // It runs already.
+            streams.open_stdin()?;
+        }
         let (child, exited) = adopt(&self.shared, pid)?;
         self.init.began(child, streams);
         self.cgroup.replace(

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use super::container::{Builder, Container};
 use super::events::Events;
-use super::machine::{cgroup_dirs, cgroup_path, mounts_below, new_cgroup_dirs};
+use super::machine::{CGROUPS, cgroup_dirs, cgroup_path, mounts_below, new_cgroup_dirs};
 use super::process::{self, Output};
 use super::runtime::FakeRuntime;
 use super::stdio::Reader;
@@ -434,11 +434,7 @@ fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
         let _ = fs::remove_dir(dir);
     }
     // crun makes plain directories where a hierarchy could be mounted and is not.
-    for place in fs::read_dir("/sys/fs/cgroup")
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for place in fs::read_dir(CGROUPS).into_iter().flatten().flatten() {
         let _ = fs::remove_dir_all(place.path().join(cgroup_path(cgroup)));
     }
 }

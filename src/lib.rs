@@ -29,6 +29,7 @@ pub mod cgroup;
 pub mod mount;
 pub mod oom;
 
+pub mod blocking;
 pub mod bundle;
 pub mod options;
 

@@ -5,12 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
-
+use super::Mount;
 use super::kernel::{Target, fd_path};
-use super::{Mount, off_thread};
+use crate::blocking;
 use crate::error::{Context, Error, Result};
 use crate::reaper::Reaper;
+use crate::sys;
 
 /// How a file system of a FUSE type is mounted.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,8 +39,7 @@ impl<'a> Helper<'a> {
 
     async fn run(&self, wanted: &Mount, target: &Path, reaper: &Reaper) -> Result<()> {
         // Not a pipe: a file system's daemon may keep it open for good.
-        let said = memfd_create(c"mount.fuse", MFdFlags::MFD_CLOEXEC)
-            .map(File::from)
+        let said = sys::fd::memory_file(c"mount.fuse", &std::env::temp_dir())
             .context(|| "make a file for the helper's output")?;
         let output = || said.try_clone().context(|| "duplicate a descriptor");
         let mut command = Command::new(self.program);
@@ -70,7 +69,7 @@ impl<'a> Helper<'a> {
 /// The target as a plain path, for a program that is to find it by itself.
 async fn resolve(rootfs: &Path, path: &str) -> Result<PathBuf> {
     let (rootfs, path) = (rootfs.to_owned(), path.to_owned());
-    off_thread(move || {
+    blocking::run(move || {
         let target = Target {
             rootfs: &rootfs,
             path: &path,

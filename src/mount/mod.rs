@@ -16,8 +16,7 @@ mod unmount;
 use std::fmt::Display;
 use std::path::Path;
 
-use tokio::sync::oneshot;
-
+use crate::blocking;
 use crate::error::{Context, Error, Result};
 use crate::reaper::Reaper;
 
@@ -76,7 +75,7 @@ async fn mount_each(mounts: Vec<Mount>, rootfs: &Path, reaper: &Reaper) -> Resul
             batch.push(next);
         }
         let rootfs = rootfs.to_owned();
-        off_thread(move || {
+        blocking::run(move || {
             kernel::own_directory().context(|| "unshare the working directory")?;
             batch.iter().try_for_each(|m| kernel::mount_one(m, &rootfs))
         })
@@ -89,29 +88,12 @@ async fn mount_each(mounts: Vec<Mount>, rootfs: &Path, reaper: &Reaper) -> Resul
 /// main thread). No `rootfs`, or nothing mounted there, is no error.
 pub async fn unmount_all(rootfs: &Path) -> Result<()> {
     let rootfs = rootfs.to_owned();
-    off_thread(move || unmount_all_blocking(&rootfs)).await?
+    blocking::run_always(move || unmount_all_blocking(&rootfs)).await?
 }
 
 /// The same for callers without a tokio runtime (`delete`).
 pub fn unmount_all_blocking(rootfs: &Path) -> Result<()> {
     unmount::unmount_below(rootfs)
-}
-
-/// Runs `work`, which may block, on a thread of its own that ends with it.
-/// An error when no thread can be had, or it panicked.
-///
-/// Never spawn a process in there: the OCI runtime dies with the thread that did.
-pub async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    /// Ample for system calls with a few paths.
-    const STACK: usize = 128 * 1024;
-    let (sender, done) = oneshot::channel();
-    std::thread::Builder::new()
-        .stack_size(STACK)
-        // The receiver may have gone; then nobody wants to know.
-        .spawn(move || drop(sender.send(work())))
-        .context(|| "start a thread")?;
-    done.await
-        .map_err(|_| Error::unknown("a thread for a blocking call panicked"))
 }
 
 /// Tests mount for real, where nobody else sees it.
@@ -397,12 +379,5 @@ mod tests {
         privately(async |dir| {
             mount_there(vec![], &dir.join("missing")).await.unwrap();
         });
-    }
-
-    #[tokio::test]
-    async fn a_panic_in_a_thread_is_an_error() {
-        let work: fn() = || panic!("expected by a test");
-        assert!(off_thread(work).await.is_err());
-        assert_eq!(off_thread(|| 7).await, Ok(7));
     }
 }

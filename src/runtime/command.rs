@@ -7,11 +7,10 @@ use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
-
 use super::flavor;
 use crate::error::{Context, Error, Kind, Result};
 use crate::reaper::Reaper;
+use crate::sys;
 
 /// Most of a command's output that is read back, in bytes.
 const OUTPUT_LIMIT: u64 = 1 << 20;
@@ -85,8 +84,7 @@ impl Drop for Log<'_> {
 
 /// A file in memory, unlike a pipe, neither blocks the writer nor needs a reader.
 fn capture(command: &mut Command) -> Result<File> {
-    let file = memfd_create("runtime-output", MFdFlags::MFD_CLOEXEC)
-        .map(File::from)
+    let file = sys::fd::memory_file(c"runtime-output", &std::env::temp_dir())
         .context(|| "create a file for the runtime's output")?;
     let copy = || file.try_clone().context(|| "copy a descriptor");
     command.stdin(Stdio::null());

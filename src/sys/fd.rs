@@ -1,12 +1,16 @@
 //! Descriptors: what `nix` does not offer, or not with owned descriptors.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::rc::Rc;
 
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -62,6 +66,27 @@ pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
     }
     // SAFETY: it is open, and was before this program could have made it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A file in memory, `CLOEXEC`, that no program can be run from. Where the kernel refuses
+/// one: an unnamed file in directory `fallback`.
+pub fn memory_file(name: &CStr, fallback: &Path) -> io::Result<File> {
+    // Linux 6.3 has the flag, and `vm.memfd_noexec=2` demands it.
+    let plain = MFdFlags::MFD_CLOEXEC;
+    let sealed = MFdFlags::from_bits_retain(plain.bits() | libc::MFD_NOEXEC_SEAL);
+    let made = match memfd_create(name, sealed) {
+        Err(Errno::EINVAL) => memfd_create(name, plain),
+        made => made,
+    };
+    match made {
+        Ok(file) => Ok(file.into()),
+        Err(_) => File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_TMPFILE)
+            .mode(0o600)
+            .open(fallback),
+    }
 }
 
 /// How many bytes can be read from a pipe, FIFO or terminal right now.

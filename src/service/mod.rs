@@ -7,6 +7,7 @@
 mod wire;
 
 use std::cell::{Cell, OnceCell};
+use std::fmt::Display;
 use std::future::Future;
 use std::os::unix::net::UnixListener;
 use std::pin::Pin;
@@ -16,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
 use crate::error::{Error, Kind, Result};
-use crate::proto::{Empty, Message, task};
+use crate::proto::{self, Empty, Message, task};
 use crate::sys;
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Server};
@@ -51,7 +52,7 @@ impl Service {
     pub fn endpoint(self: &Rc<Self>, listener: UnixListener) -> Result<Rc<Server>> {
         let service = self.clone();
         let handler = Rc::new(move |call| -> Answer { Box::pin(service.clone().answer(call)) });
-        let server = Server::new(listener, handler)?;
+        let server = Server::new(listener, handler, |call| call.method == "Wait")?;
         Ok(self.server.get_or_init(|| server).clone())
     }
 
@@ -243,8 +244,9 @@ impl Service {
 }
 
 fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {
-    Q::parse_from_bytes(payload)
-        .map_err(|cause| Error::invalid(format!("decode {}: {cause}", Q::NAME)))
+    let invalid = |cause: &dyn Display| Error::invalid(format!("decode {}: {cause}", Q::NAME));
+    proto::limit_fields(payload).map_err(|cause| invalid(&cause))?;
+    Q::parse_from_bytes(payload).map_err(|cause| invalid(&cause))
 }
 
 /// Answers from memory or the kernel, without waiting.

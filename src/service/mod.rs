@@ -12,6 +12,7 @@ use std::future::Future;
 use std::os::unix::net::UnixListener;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -59,6 +60,44 @@ impl Service {
     /// Waits for a Shutdown that found no container.
     pub async fn shut_down(&self) {
         self.shutdown.notified().await;
+    }
+
+    /// Waits until there was no client for `time`, and no container: whoever had this server
+    /// started has given it up. Nobody is taken any more then.
+    pub async fn deserted(&self, time: Duration) {
+        let Some(server) = self.server.get() else {
+            return std::future::pending().await;
+        };
+        loop {
+            server.deserted(time).await;
+            if self.tasks.is_empty() {
+                return self.end();
+            }
+            // Nothing tells when a Create whose client has left fails.
+        }
+    }
+
+    /// What is there and what is under way, in a few lines for people.
+    pub fn report(&self) -> Vec<String> {
+        let mut lines = self.tasks.report();
+        if let Some(server) = self.server.get() {
+            let (running, parked) = server.pending();
+            lines.push(format!(
+                "{} connections, {running} requests under way, {parked} parked",
+                server.connections()
+            ));
+        }
+        lines
+    }
+
+    /// Nobody new is taken, and no container made any more.
+    fn end(&self) {
+        self.over.set(true);
+        // First, so that no new client meets a server that is about to end.
+        if let Some(server) = self.server.get() {
+            server.close();
+        }
+        self.shutdown.notify_one();
     }
 
     /// Answers one call.
@@ -232,12 +271,7 @@ impl Service {
 
     fn shutdown(&self, request: task::ShutdownRequest) -> Result<Empty> {
         if self.tasks.is_over_for(&request.id) {
-            self.over.set(true);
-            // First, so that no new client meets a server that is about to end.
-            if let Some(server) = self.server.get() {
-                server.close();
-            }
-            self.shutdown.notify_one();
+            self.end();
         }
         Ok(Empty::new())
     }

@@ -97,6 +97,21 @@ impl Tasks {
         Ok(deleted)
     }
 
+    /// Whether there is no container, not even one that is being made.
+    pub fn is_empty(&self) -> bool {
+        self.containers.borrow().is_empty()
+    }
+
+    /// Each container in a line, for people: its processes, their states and pids.
+    pub fn report(&self) -> Vec<String> {
+        let containers = self.containers.borrow();
+        let line = |(id, container): (&String, &Option<Rc<Container>>)| match container {
+            Some(container) => format!("container {id}: {}", container.report()),
+            None => format!("container {id}: is being created"),
+        };
+        containers.iter().map(line).collect()
+    }
+
     /// Whether there is no container. One that is being made counts, unless it is `id`:
     /// whoever asks to shut down has given up on that.
     pub fn is_over_for(&self, id: &str) -> bool {

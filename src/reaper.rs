@@ -143,6 +143,7 @@ impl Reaper {
         if let Some(kernel) = &self.0.fake {
             return self.adopt(kernel.spawn(command));
         }
+        process::restore_descriptor_limit(command);
         let pid = command.spawn()?.id() as i32;
         self.adopt(pid)
     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
+use crate::descriptors;
 use crate::error::{Error, Kind, Result};
 use crate::proto::{self, Empty, Message, task};
 use crate::sys;
@@ -144,6 +145,7 @@ impl Service {
                 "create: the shim is shutting down",
             ));
         }
+        let _claim = descriptors::claim(&format!("create {}", request.id))?;
         let container = self.tasks.create(wire::create(request)?).await?;
         Ok(task::CreateTaskResponse {
             pid: container.pid(),
@@ -162,7 +164,10 @@ impl Service {
                 }
                 pid
             }
-            exec_id => container.start_exec(exec_id).await?,
+            exec_id => {
+                let _claim = descriptors::claim(&format!("start exec {exec_id}"))?;
+                container.start_exec(exec_id).await?
+            }
         };
         Ok(task::StartResponse {
             pid,

@@ -4,6 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// A descriptor for process `pid` (`pidfd_open(2)`): it never means another
 /// process, whatever becomes of the number.
@@ -118,6 +121,36 @@ pub fn outlive_signals() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// The soft limit of descriptors before [`raise_descriptor_limit`]; 0: it was not raised.
+static OLD_DESCRIPTOR_LIMIT: AtomicU64 = AtomicU64::new(0);
+
+/// Raises the soft limit of descriptors (`RLIMIT_NOFILE`) to the hard one.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        OLD_DESCRIPTOR_LIMIT.store(soft, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Gives the command's process the soft limit that this one had before
+/// [`raise_descriptor_limit`]. Call it after [`pass_fds`], which may need more.
+pub fn restore_descriptor_limit(command: &mut Command) {
+    let soft = OLD_DESCRIPTOR_LIMIT.load(Ordering::Relaxed);
+    if soft == 0 {
+        return;
+    }
+    // SAFETY: the closure runs between fork and exec, allocates nothing and makes two
+    // async-signal-safe system calls.
+    unsafe {
+        command.pre_exec(move || {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?)
+        });
+    }
 }
 
 /// Makes the command's process die (`SIGKILL`) when the thread that spawned it does.

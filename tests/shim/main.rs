@@ -22,6 +22,7 @@ mod cases {
     mod options;
     mod pods;
     mod resources;
+    mod server_limits;
     mod shutdown;
     mod start;
     mod stdio;

@@ -151,10 +151,10 @@ const TABLE: &[Difference] = &[
         "delete_after_a_delete_needs_no_runtime",
         "Go runs `delete --force` whatever there is",
     ),
-    may_fail(
+    fails(
         GO,
         "other_signals_do_not_end_the_shim",
-        "SIGHUP ends Go's shim, unless it was ignored before",
+        "SIGHUP and SIGQUIT end Go's shim",
     ),
     // options
     fails(

@@ -27,7 +27,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -44,6 +44,8 @@ const TERMINAL: usize = 128 << 10;
 /// How long after a process's end its output may still come, when somebody else keeps
 /// the other end of the pipe open.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// How often a pipe that is held back is looked at, once something is in it.
+const FILLING: Duration = Duration::from_millis(20);
 /// After so many transfers in a row other tasks get their turn.
 const TURNS: u32 = 8;
 /// How long a stream gathers that comes little by little.
@@ -370,6 +372,23 @@ impl Copy {
     /// How many bytes were taken from the source so far, now and later.
     pub(super) fn moved(&self) -> Rc<Cell<u64>> {
         self.moved.clone()
+    }
+
+    /// Waits until the other end of `held` is dropped, or until the source, a pipe, is
+    /// half full: whoever writes to it must not be blocked.
+    pub(super) async fn hold(&self, held: oneshot::Receiver<()>) {
+        let enough = pipe_size(&self.from).unwrap_or(0) / 2;
+        let fills = async {
+            while self.from.unread() < enough {
+                match self.from.readable().await {
+                    Ok(now) if now.contains(PollFlags::POLLIN) => sleep(FILLING).await,
+                    // Nobody writes to it any more.
+                    _ => return,
+                }
+            }
+        };
+        let released = async { drop(held.await) };
+        first(fills, released).await.unwrap_or(());
     }
 
     /// Copies until the end. Returns how many bytes were taken from the source.

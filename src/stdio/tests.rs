@@ -276,6 +276,77 @@ fn one_sided_stdio_is_none_on_the_other_side() {
 }
 
 #[test]
+fn early_copy_lets_the_runtime_write_more_than_a_pipe_holds() {
+    const MUCH: usize = 120 << 10;
+    serve(async |reaper| {
+        let client = Client::new();
+        let (_out, mut err) = (client.reader("out"), client.reader("err"));
+        let mut opened = open(&client.stdio("", "out", "err"), &owner(&reaper))
+            .await
+            .unwrap();
+        opened.copy_early().unwrap();
+        let mut runtime = take(&mut opened, 2);
+        let writer = thread::spawn(move || runtime.write_all(&pattern(0, MUCH)).unwrap());
+        let (got, err) = blocking(move || {
+            let mut got = vec![0; MUCH];
+            err.read_exact(&mut got).unwrap();
+            (got, err)
+        })
+        .await;
+        assert!(got == pattern(0, MUCH));
+        writer.join().unwrap();
+        let streams = opened.start().await.unwrap();
+        streams.process_exited();
+        streams.drained().await;
+        drop(err);
+    });
+}
+
+#[test]
+fn early_copy_keeps_a_short_text_of_a_runtime_that_fails() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let (_out, mut err) = (client.reader("out"), client.reader("err"));
+        let mut opened = open(&client.stdio("", "out", "err"), &owner(&reaper))
+            .await
+            .unwrap();
+        opened.copy_early().unwrap();
+        let mut runtime = take(&mut opened, 2);
+        runtime.write_all(b"it failed").unwrap();
+        // The text has been looked at, and is kept.
+        tokio::time::pause();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(opened);
+        let text = blocking(move || io::read_to_string(&mut err).unwrap()).await;
+        assert_eq!(text, "");
+        assert!(runtime.write_all(b"?").is_err());
+    });
+}
+
+#[test]
+fn early_copy_goes_on_when_the_process_runs() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let (mut out, _err) = (client.reader("out"), client.reader("err"));
+        let mut opened = open(&client.stdio("", "out", "err"), &owner(&reaper))
+            .await
+            .unwrap();
+        opened.copy_early().unwrap();
+        let mut container = take(&mut opened, 1);
+        container.write_all(b"hello").unwrap();
+        let streams = opened.start().await.unwrap();
+        let got = blocking(move || {
+            let mut got = [0; 5];
+            out.read_exact(&mut got).unwrap();
+            got
+        })
+        .await;
+        assert_eq!(&got, b"hello");
+        drop((container, streams));
+    });
+}
+
+#[test]
 fn file_uris_append_both_outputs_to_one_file() {
     serve(async |reaper| {
         let client = Client::new();

@@ -15,6 +15,7 @@ mod console;
 mod copy;
 mod fifo;
 mod logger;
+mod sizes;
 mod target;
 #[cfg(test)]
 mod tests;

@@ -728,6 +728,15 @@ impl Container {
         self.cgroup.borrow().clone().ok_or_else(gone)
     }
 
+    /// Its processes, their states and pids, for people: `Running pid 7; execs: …`.
+    pub fn report(&self) -> String {
+        let process = |p: &Process| format!("{:?} pid {}", p.state(), p.pid());
+        let execs = self.execs.borrow();
+        let exec = |(id, exec): (&String, &Rc<Exec>)| format!("{id} {}", process(&exec.process));
+        let execs: Vec<String> = execs.iter().map(exec).collect();
+        format!("{}; execs: {}", process(&self.init), execs.join("; "))
+    }
+
     /// The init's pid.
     pub fn pid(&self) -> u32 {
         self.init.pid()

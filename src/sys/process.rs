@@ -36,6 +36,16 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Sends `signal`, whatever its number, to process `pid` (`kill(2)`). The caller
+/// vouches that nobody else can have the number: its own child, not reaped.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: the call takes two integers.
+    if unsafe { libc::kill(pid, signal) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Creates a core-scheduling cookie for the caller's process group
 /// (`prctl(PR_SCHED_CORE)`); children inherit it.
 pub fn create_sched_core() -> io::Result<()> {
@@ -59,12 +69,17 @@ pub fn create_sched_core() -> io::Result<()> {
 
 /// Makes the command's process die (`SIGKILL`) when the thread that spawned it does.
 pub fn die_with_parent(command: &mut Command) {
-    // SAFETY: the closure runs between fork and exec and makes one
-    // async-signal-safe system call; it touches no memory of the parent.
+    let parent = std::process::id() as i32;
+    // SAFETY: the closure runs between fork and exec and makes only
+    // async-signal-safe system calls; it touches no memory of the parent.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
                 return Err(io::Error::last_os_error());
+            }
+            // It may have died before: then nothing comes any more.
+            if libc::getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             Ok(())
         });

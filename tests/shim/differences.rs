@@ -114,6 +114,8 @@ const BELOW: &str = "youki removes no cgroup that the container made in its own"
 const DEAD: &str = "Go asks the file system itself before it unmounts it";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
 
+const YOUKI_CALLS: &str = "youki itself needs memfd_create and clone3";
+
 const TABLE: &[Difference] = &[
     // start, delete
     fails(
@@ -588,6 +590,31 @@ const TABLE: &[Difference] = &[
         "server_is_as_small_after_many_execs_as_before",
         "Go's threads stay",
     ),
+    // an environment that lacks something
+    fails(
+        GO1,
+        "information_is_told_without_newer_calls",
+        "1.x has no -info",
+    ),
+    fails(
+        &[Go17, Go2],
+        "image_on_a_loop_device_without_loop_configure",
+        "from 1.7 on Go configures loop devices only as Linux 5.8 can",
+    ),
+    fails(
+        &[Go16],
+        "targets_stay_in_the_rootfs_without_openat2",
+        "before 1.7 mounts have no target",
+    ),
+    fails_with("youki", ALL, "memory_files_are_refused", YOUKI_CALLS),
+    fails_with("youki", ALL, "memory_files_are_unknown", YOUKI_CALLS),
+    fails_with(
+        "youki",
+        ALL,
+        "kernel_4_18_without_all_newer_calls",
+        YOUKI_CALLS,
+    ),
+    fails_with("youki", ALL, "sandbox_refuses_all_newer_calls", YOUKI_CALLS),
 ];
 
 /// A row for a case that is gone would never be missed.

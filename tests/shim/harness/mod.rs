@@ -18,6 +18,7 @@ pub mod events;
 pub mod machine;
 pub mod process;
 pub mod runtime;
+pub mod seccomp;
 mod server;
 pub mod stdio;
 pub mod task;

@@ -1,7 +1,10 @@
 //! What the machine lacks: system calls that an old kernel does not have or a sandbox
 //! refuses, directories that cannot be written to, threads, time.
 
-use std::process::Command;
+use std::fs::File;
+use std::process::{Command, Stdio};
+
+use containerd_shim_rs_v2::proto::runc;
 
 use crate::harness::seccomp::Denied;
 use crate::harness::*;
@@ -70,7 +73,38 @@ fn says(d: &Daemon, action: &str) {
     assert_eq!(output.status, 0, "{action}: {text}");
 }
 
+/// Neither a server nor its socket.
+#[track_caller]
+fn assert_no_server(d: &Daemon, id: &str) {
+    d.eventually("the server ends", || d.shims_alive().is_empty());
+    // The next one has the same socket, and nobody to find there.
+    let bundle = d.bundles_dir().join(id);
+    let output = d.start(Dialect::Legacy, id, &bundle, None);
+    let started = d.answer(Dialect::Legacy, &output);
+    let connection = wire::Connection::open(&started.address, d.patience).expect("dial the shim");
+    connection.close();
+}
+
 cases! {
+    fn start_that_cannot_answer_leaves_no_server(d) {
+        let bundle = d.container("c", &["true"]).bundle();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = d.command("c", &bundle);
+        command.arg("start").stdin(Stdio::null()).stdout(full).stderr(Stdio::null());
+        let start = process::spawn(&mut command);
+        assert_ne!(process::wait(start.id() as i32, "start", d.patience), 0);
+        assert_no_server(d, "c");
+    }
+
+    fn start_with_a_missing_cgroup_leaves_no_server(d) {
+        let bundle = d.container("c", &["true"]).bundle();
+        let options = runc::Options { shim_cgroup: "/no/such/cgroup".into(), ..d.options() };
+        let options = any("containerd.runc.v1.Options", &options);
+        let output = d.start(Dialect::Legacy, "c", &bundle, Some(options));
+        assert_ne!(output.status, 0);
+        assert_no_server(d, "c");
+    }
+
     fn information_is_told_without_newer_calls(d) {
         let memory_files = Denied::call(libc::SYS_memfd_create, libc::EACCES);
         d.deny(&[memory_files, Denied::newer_than_4_18(libc::ENOSYS)]);
@@ -94,6 +128,16 @@ cases! {
         // glibc, and with it the OCI runtime, starts no thread if `clone3` fails otherwise.
         let clone3 = Denied::call(libc::SYS_clone3, libc::ENOSYS);
         lives_without(d, &[clone3, Denied::newer_than_4_18(libc::EPERM)]);
+    }
+
+    fn kernel_without_inotify_and_splice(d) {
+        let calls = [libc::SYS_inotify_init1, libc::SYS_splice, libc::SYS_statx];
+        lives_without(d, &calls.map(|call| Denied::call(call, libc::ENOSYS)));
+    }
+
+    fn sandbox_refuses_inotify_and_splice(d) {
+        let calls = [libc::SYS_inotify_init1, libc::SYS_splice, libc::SYS_statx];
+        lives_without(d, &calls.map(|call| Denied::call(call, libc::EPERM)));
     }
 
     fn memory_files_are_refused(d) {

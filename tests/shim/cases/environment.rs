@@ -2,9 +2,11 @@
 //! refuses, directories that cannot be written to, threads, time.
 
 use std::fs::File;
+use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
 use containerd_shim_rs_v2::proto::runc;
+use nix::sys::signal::Signal;
 
 use crate::harness::seccomp::Denied;
 use crate::harness::*;
@@ -85,14 +87,75 @@ fn assert_no_server(d: &Daemon, id: &str) {
     connection.close();
 }
 
+/// A container's bundle in the pod, and what `start` for it answers.
+#[track_caller]
+fn join(d: &Daemon, dialect: Dialect, id: &str) -> process::Output {
+    let bundle = d.container(id, &["true"]).group("pod").bundle();
+    d.start(dialect, id, &bundle, None)
+}
+
+/// A pod whose server is Go's, which speaks `api` alone; then this shim is installed.
+#[track_caller]
+fn pod_of_gos_server(d: &Daemon, api: Api) -> daemon::Started {
+    // The daemon from 2.3 on names another directory for sockets.
+    symlink("/run/containerd/s", d.path("s")).unwrap();
+    d.replace_shim(go_shim(api));
+    let server = d.answer(Dialect::Legacy, &join(d, Dialect::Legacy, "first"));
+    d.replace_shim(shim_binary());
+    server
+}
+
+/// `start` finds the server, and the daemon is told to speak `version` with it.
+#[track_caller]
+fn assert_joined(d: &Daemon, dialect: Dialect, server: &daemon::Started, version: i32) {
+    let id = format!("{dialect:?}").to_lowercase();
+    let joined = d.answer(dialect, &join(d, dialect, &id));
+    assert_eq!(joined.version, version, "{joined:?}");
+    assert!(
+        joined
+            .address
+            .ends_with(server.address.rsplit('/').next().unwrap())
+    );
+    assert_eq!(d.shims_alive().len(), 1);
+}
+
 cases! {
+    fn server_of_version_3_is_joined_as_such(d) {
+        let server = pod_of_gos_server(d, Api::V3);
+        assert_joined(d, Dialect::Legacy, &server, 3);
+        assert_joined(d, Dialect::Bootstrap, &server, 3);
+    }
+
+    fn server_of_version_2_is_joined_as_such(d) {
+        let server = pod_of_gos_server(d, Api::V2);
+        assert_joined(d, Dialect::V1_6, &server, 2);
+        assert_joined(d, Dialect::Legacy, &server, 2);
+        assert_joined(d, Dialect::Bootstrap, &server, 2);
+    }
+
+    fn containerd_1_6_is_told_that_it_cannot_use_a_server_of_version_3(d) {
+        pod_of_gos_server(d, Api::V3);
+        let output = join(d, Dialect::V1_6, "second");
+        assert_eq!(output.status, 1, "{}", output.stdout_text());
+        assert!(output.stderr_text().contains("version 3"), "{}", output.stderr_text());
+    }
+
+    fn server_that_hangs_is_joined(d) {
+        let c = d.container("first", &["true"]).group("pod").shim();
+        process::signal(c.shim_pid, Signal::SIGSTOP);
+        let joined = d.answer(Dialect::Legacy, &join(d, Dialect::Legacy, "second"));
+        assert_eq!(joined.address, c.started.address);
+        process::signal(c.shim_pid, Signal::SIGCONT);
+        c.shut_down();
+    }
+
     fn start_that_cannot_answer_leaves_no_server(d) {
         let bundle = d.container("c", &["true"]).bundle();
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut command = d.command("c", &bundle);
         command.arg("start").stdin(Stdio::null()).stdout(full).stderr(Stdio::null());
-        let start = process::spawn(&mut command);
-        assert_ne!(process::wait(start.id() as i32, "start", d.patience), 0);
+        let pid = process::spawn(&mut command).id() as i32;
+        assert_ne!(process::wait(pid, "start", d.patience), 0);
         assert_no_server(d, "c");
     }
 

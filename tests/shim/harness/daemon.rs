@@ -57,7 +57,7 @@ pub enum Form {
 pub struct Daemon {
     dir: TempDir,
     /// The shim's binary.
-    shim: String,
+    shim: Mutex<String>,
     pub api: Api,
     pub events: Events,
     /// The longest that anything may take.
@@ -109,7 +109,7 @@ impl Daemon {
         let (bundles, cgroups, environment, denied, addresses) = Default::default();
         let daemon = Daemon {
             dir,
-            shim: shim.into(),
+            shim: Mutex::new(shim.into()),
             api,
             events,
             patience,
@@ -219,9 +219,14 @@ impl Daemon {
         self.bundles.lock().unwrap().push(kept);
     }
 
+    /// From now on this is the shim, as when another release is installed.
+    pub fn replace_shim(&self, shim: &str) {
+        *self.shim.lock().unwrap() = shim.into();
+    }
+
     /// The shim's command line, in `bundle`, as every call of it begins.
     pub fn command(&self, id: &str, bundle: &Path) -> Command {
-        let mut command = Command::new(&self.shim);
+        let mut command = Command::new(&*self.shim.lock().unwrap());
         command
             .args([
                 "-namespace",

@@ -120,6 +120,17 @@ pub fn shim_binary() -> &'static str {
     })
 }
 
+/// containerd's own shim that serves this version of the Task service, and no other.
+pub fn go_shim(api: Api) -> &'static str {
+    match api {
+        Api::V2 => "/usr/bin/containerd-shim-runc-v2",
+        Api::V3 => concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/build/containerd-2/usr/bin/containerd-shim-runc-v2"
+        ),
+    }
+}
+
 /// The OCI runtime's name or path.
 pub fn runtime() -> &'static str {
     static RUNTIME: OnceLock<String> = OnceLock::new();

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod bootstrap;
 pub mod cleanup;
 pub mod info;
+pub mod probe;
 pub mod socket;
 
 pub mod daemon;

@@ -3,7 +3,10 @@
 //! Promises: every child of this process is reaped (it is a subreaper, so orphans
 //! of containers are children too); an exit is timed when it is reaped; an exit
 //! that comes before anybody knows whose pid it is, is kept while someone is about
-//! to learn a pid ([`Reaper::learning`]).
+//! to learn a pid ([`Reaper::learning`]); a signal goes to a child that has not been
+//! reaped, or to nobody: until then nobody else can get its pid, and reaping and
+//! signalling are done by one thread. That needs no pidfd, which Linux before 5.3 and
+//! some sandboxes lack, and no descriptor, of which there may be none left.
 //!
 //! Lacks on purpose: channels that could fill and subscribers that could lag. The
 //! ledger is a map that one thread owns.
@@ -12,7 +15,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::pin::Pin;
 use std::process::Command;
@@ -44,7 +46,7 @@ pub struct Reaper(Rc<Ledger>);
 #[derive(Default)]
 struct Ledger {
     /// Who waits, by pid.
-    waiting: RefCell<HashMap<i32, oneshot::Sender<Exit>>>,
+    waiting: RefCell<HashMap<i32, Waiter>>,
     /// Exits of pids that nobody waited for, kept while `learners > 0`.
     unclaimed: RefCell<HashMap<i32, Exit>>,
     learners: Cell<usize>,
@@ -53,13 +55,19 @@ struct Ledger {
     fake: Option<Rc<fake::Kernel>>,
 }
 
+/// Who waits for a child.
+struct Waiter {
+    exit: oneshot::Sender<Exit>,
+    /// Shared with the [`Child`]: its pid may be anybody's from now on.
+    reaped: Rc<Cell<bool>>,
+}
+
 /// A child of this process: its identity, and the means to signal it.
 #[derive(Debug)]
 pub struct Child {
     /// Its pid; after its exit only a number to report.
     pub pid: i32,
-    /// `None` when it had been reaped before it was adopted.
-    pidfd: Option<OwnedFd>,
+    reaped: Rc<Cell<bool>>,
     #[cfg(test)]
     fake: Option<Rc<fake::Kernel>>,
 }
@@ -187,8 +195,9 @@ impl Reaper {
 
     fn record(&self, pid: i32, exit: Exit) {
         if let Some(waiter) = self.0.waiting.borrow_mut().remove(&pid) {
+            waiter.reaped.set(true);
             // A waiter that went away wants the exit no more.
-            let _ = waiter.send(exit);
+            let _ = waiter.exit.send(exit);
         } else if self.0.learners.get() > 0 {
             self.0.unclaimed.borrow_mut().insert(pid, exit);
         }
@@ -209,20 +218,20 @@ impl Reaper {
     pub fn spawn_lasting(&self, command: Command) -> io::Result<Spawned> {
         #[cfg(test)]
         if let Some(kernel) = &self.0.fake {
-            return self.spawned(kernel.spawn(&command), None);
+            return Ok(self.spawned(kernel.spawn(&command), None));
         }
         let (pid, executed) = process::fork_exec(command)?;
-        self.spawned(pid, Some(executed))
+        Ok(self.spawned(pid, Some(executed)))
     }
 
-    fn spawned(&self, pid: i32, executed: Option<process::ExecResult>) -> io::Result<Spawned> {
-        let (child, exited) = self.adopt(pid)?;
-        Ok(Spawned {
+    fn spawned(&self, pid: i32, executed: Option<process::ExecResult>) -> Spawned {
+        let (child, exited) = self.register(pid);
+        Spawned {
             child: Some(child),
             leads_group: false,
             exited,
             executed,
-        })
+        }
     }
 
     /// Keeps exits of unknown pids from now until the result is dropped: take it
@@ -236,24 +245,34 @@ impl Reaper {
     /// or reaped while somebody was [`learning`](Reaper::learning).
     /// `ECHILD` when it is neither.
     pub fn adopt(&self, pid: i32) -> io::Result<(Child, Exited)> {
-        let (sender, exited) = oneshot::channel();
         // A kept exit of the same number is of an older process if a child has it now.
-        let pidfd = if self.has_child(pid) {
-            self.0.waiting.borrow_mut().insert(pid, sender);
-            self.pidfd(pid)?
-        } else {
-            let kept = self.0.unclaimed.borrow_mut().remove(&pid);
-            let exit = kept.ok_or(io::Error::from(Errno::ECHILD))?;
-            let _ = sender.send(exit);
-            None
-        };
-        let child = Child {
+        if self.has_child(pid) {
+            return Ok(self.register(pid));
+        }
+        let kept = self.0.unclaimed.borrow_mut().remove(&pid);
+        let exit = kept.ok_or(io::Error::from(Errno::ECHILD))?;
+        let (sender, exited) = oneshot::channel();
+        let _ = sender.send(exit);
+        Ok((self.child(pid, Rc::new(Cell::new(true))), Exited(exited)))
+    }
+
+    /// Waits for the exit of `pid`, a child that has not been reaped.
+    fn register(&self, pid: i32) -> (Child, Exited) {
+        let (exit, exited) = oneshot::channel();
+        let child = self.child(pid, Rc::default());
+        let reaped = child.reaped.clone();
+        let waiter = Waiter { exit, reaped };
+        self.0.waiting.borrow_mut().insert(pid, waiter);
+        (child, Exited(exited))
+    }
+
+    fn child(&self, pid: i32, reaped: Rc<Cell<bool>>) -> Child {
+        Child {
             pid,
-            pidfd,
+            reaped,
             #[cfg(test)]
             fake: self.0.fake.clone(),
-        };
-        Ok((child, Exited(exited)))
+        }
     }
 
     fn has_child(&self, pid: i32) -> bool {
@@ -262,14 +281,6 @@ impl Reaper {
             return kernel.alive.borrow().contains(&pid);
         }
         process::is_child(pid)
-    }
-
-    fn pidfd(&self, pid: i32) -> io::Result<Option<OwnedFd>> {
-        #[cfg(test)]
-        if self.0.fake.is_some() {
-            return Ok(None);
-        }
-        process::pidfd_open(pid).map(Some)
     }
 }
 
@@ -281,22 +292,23 @@ impl Child {
         if let Some(kernel) = &self.fake {
             return kernel.signal(self.pid, signal);
         }
-        match &self.pidfd {
-            Some(pidfd) => process::pidfd_send_signal(pidfd, signal),
-            None => Err(io::Error::from(Errno::ESRCH)),
+        if self.reaped.get() {
+            return Err(io::Error::from(Errno::ESRCH));
         }
+        process::kill(self.pid, signal)
     }
 
     /// Sends `SIGKILL` to the process group that the child leads. `ESRCH` when the child
     /// has been reaped.
     pub fn kill_group(&self) -> io::Result<()> {
-        // While the child is not reaped, its number is no other group's.
-        self.signal(0)?;
         #[cfg(test)]
         if self.fake.is_some() {
             return self.signal(SIGKILL);
         }
-        process::kill_group(self.pid)
+        if self.reaped.get() {
+            return Err(io::Error::from(Errno::ESRCH));
+        }
+        process::kill(-self.pid, SIGKILL)
     }
 }
 
@@ -326,6 +338,51 @@ impl Drop for Learning {
         if left == 0 {
             self.0.unclaimed.take();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Stdio;
+
+    const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
+
+    #[test]
+    fn signal_after_the_reap_is_refused_even_if_the_pid_is_used_again() {
+        let reaper = Reaper::new();
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let ended = reaper.block_on(async {
+            let (child, exited) = reaper.spawn(command).unwrap().started().await.unwrap();
+            child.signal(0).unwrap();
+            child.signal(SIGKILL).unwrap();
+            assert_eq!(exited.await.status, 128 + 9);
+            child
+        });
+        // This process stands for another one that got the number.
+        let child = Child {
+            pid: std::process::id() as i32,
+            ..ended.unwrap()
+        };
+        let error = child.signal(0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::ESRCH as i32));
+    }
+
+    #[test]
+    fn adopted_after_its_exit_it_cannot_be_signalled() {
+        let reaper = Reaper::new();
+        let _learning = reaper.learning();
+        let pid = std::process::id() as i32;
+        let exit = Exit {
+            status: 3,
+            at: SystemTime::now(),
+        };
+        reaper.record(pid, exit);
+        let (child, _exited) = reaper.adopt(pid).unwrap();
+        let error = child.signal(0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::ESRCH as i32));
+        assert!(reaper.adopt(pid).is_err());
     }
 }
 

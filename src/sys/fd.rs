@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -49,8 +50,23 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
             libc::CLOSE_RANGE_CLOEXEC,
         )
     };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
+    match rc {
+        0 => Ok(()),
+        // Linux 5.9 has the call and 5.11 the flag; sandboxes refuse it.
+        _ => close_on_exec_each_from(first),
+    }
+}
+
+/// The same, one descriptor after the other.
+fn close_on_exec_each_from(first: u32) -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let number: Option<u32> = name.to_str().and_then(|name| name.parse().ok());
+        // The listing's own descriptor is among them, and has the flag already.
+        if let Some(number) = number.filter(|number| *number >= first) {
+            // SAFETY: the call changes one flag of a descriptor of this process.
+            unsafe { libc::fcntl(number as i32, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
     }
     Ok(())
 }
@@ -80,12 +96,25 @@ pub fn memory_file(name: &CStr, fallback: &Path) -> io::Result<File> {
     };
     match made {
         Ok(file) => Ok(file.into()),
-        Err(_) => File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_TMPFILE)
-            .mode(0o600)
-            .open(fallback),
+        Err(_) => unnamed_file(fallback),
+    }
+}
+
+/// A private file in `directory` that has no name there.
+fn unnamed_file(directory: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    match options.custom_flags(libc::O_TMPFILE).open(directory) {
+        // Overlay before Linux 6.1 and NFS make none.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            static COUNT: AtomicUsize = AtomicUsize::new(0);
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = directory.join(format!(".shim.{}.{number}", std::process::id()));
+            let file = options.custom_flags(0).create_new(true).open(&name)?;
+            std::fs::remove_file(&name)?;
+            Ok(file)
+        }
+        made => made,
     }
 }
 
@@ -164,4 +193,34 @@ fn events_of(path: &Path, events: u32) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn inherited_descriptors_are_marked_one_by_one() {
+        let file = File::open("/dev/null").unwrap();
+        let inherited = duplicate_above(file.as_fd(), 1000).unwrap();
+        let number = inherited.as_raw_fd();
+        // SAFETY: both calls change or read one flag of a descriptor of this test.
+        let flags = unsafe {
+            libc::fcntl(number, libc::F_SETFD, 0);
+            close_on_exec_each_from(number as u32).unwrap();
+            libc::fcntl(number, libc::F_GETFD)
+        };
+        assert_eq!(flags, libc::FD_CLOEXEC);
+    }
+
+    #[test]
+    fn file_without_memfd_leaves_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = unnamed_file(dir.path()).unwrap();
+        std::io::Write::write_all(&mut { &file }, b"text").unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 4);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(unnamed_file(Path::new("/no/such/directory")).is_err());
+    }
 }

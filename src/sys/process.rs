@@ -36,11 +36,12 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends `SIGKILL` to process group `group`, whose leader the caller knows to be a child
-/// that has not been reaped: its number is no other group's.
-pub fn kill_group(group: i32) -> io::Result<()> {
+/// Sends `signal`, whatever its number, to process `pid`, or to process group `-pid`
+/// (`kill(2)`). The caller vouches that nobody else can have the number: the process, or
+/// the group's leader, is its own child and has not been reaped.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: the call takes two integers.
-    if unsafe { libc::kill(-group, libc::SIGKILL) } < 0 {
+    if unsafe { libc::kill(pid, signal) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
@@ -191,12 +192,17 @@ pub fn outlive_signals() -> io::Result<()> {
 
 /// Makes the command's process die (`SIGKILL`) when the thread that spawned it does.
 pub fn die_with_parent(command: &mut Command) {
-    // SAFETY: the closure runs between fork and exec and makes one
-    // async-signal-safe system call; it touches no memory of the parent.
+    let parent = std::process::id() as i32;
+    // SAFETY: the closure runs between fork and exec and makes only
+    // async-signal-safe system calls; it touches no memory of the parent.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
                 return Err(io::Error::last_os_error());
+            }
+            // It may have died before: then nothing comes any more.
+            if libc::getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             Ok(())
         });

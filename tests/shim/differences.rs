@@ -114,6 +114,9 @@ const BELOW: &str = "youki removes no cgroup that the container made in its own"
 const DEAD: &str = "Go asks the file system itself before it unmounts it";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
 
+const JOINED: &str = "Go answers with its own version, whatever the server it finds speaks";
+const YOUKI_CALLS: &str = "youki itself needs memfd_create and clone3";
+
 const TABLE: &[Difference] = &[
     // start, delete
     fails(
@@ -588,6 +591,44 @@ const TABLE: &[Difference] = &[
         "server_is_as_small_after_many_execs_as_before",
         "Go's threads stay",
     ),
+    // an environment that lacks something
+    fails(
+        GO1,
+        "information_is_told_without_newer_calls",
+        "1.x has no -info",
+    ),
+    fails(
+        &[Go17, Go2],
+        "image_on_a_loop_device_without_loop_configure",
+        "from 1.7 on Go configures loop devices only as Linux 5.8 can",
+    ),
+    fails(
+        &[Go16],
+        "targets_stay_in_the_rootfs_without_openat2",
+        "before 1.7 mounts have no target",
+    ),
+    fails(
+        GO,
+        "start_that_cannot_answer_leaves_no_server",
+        "Go leaves the server behind",
+    ),
+    fails(GO, "server_of_version_2_is_joined_as_such", JOINED),
+    fails(GO, "server_of_version_3_is_joined_as_such", JOINED),
+    fails(
+        GO,
+        "containerd_1_6_is_told_that_it_cannot_use_a_server_of_version_3",
+        JOINED,
+    ),
+    fails(&[Go2], "server_that_hangs_is_joined", GROUP),
+    fails_with("youki", ALL, "memory_files_are_refused", YOUKI_CALLS),
+    fails_with("youki", ALL, "memory_files_are_unknown", YOUKI_CALLS),
+    fails_with(
+        "youki",
+        ALL,
+        "kernel_4_18_without_all_newer_calls",
+        YOUKI_CALLS,
+    ),
+    fails_with("youki", ALL, "sandbox_refuses_all_newer_calls", YOUKI_CALLS),
 ];
 
 /// A row for a case that is gone would never be missed.

@@ -10,6 +10,7 @@ mod cases {
     mod checkpoint;
     mod cleanup;
     mod descriptors;
+    mod environment;
     mod errors;
     mod events;
     mod exec;

@@ -346,13 +346,14 @@ mod tests {
     use super::*;
     use std::process::Stdio;
 
-    const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
-
     #[test]
     fn signal_after_the_reap_is_refused_even_if_the_pid_is_used_again() {
         let reaper = Reaper::new();
-        let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut command = Command::new("sleep");
+        command
+            .arg("inf")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let ended = reaper.block_on(async {
             let (child, exited) = reaper.spawn(command).unwrap().started().await.unwrap();
             child.signal(0).unwrap();

@@ -228,6 +228,7 @@ impl Container {
     async fn begin_with(&self, mut io: Opened, cancel: &Cancel) -> Result<Exited> {
         let pid_file = self.bundle.init_pid_file();
         let id = &self.init.id;
+        io.copy_early()?;
         let pid = match &self.checkpoint {
             None => self.runtime.create(id, &pid_file, &mut io, cancel).await?,
             Some(image) => self.restore(image, &pid_file, &mut io, cancel).await?,
@@ -416,6 +417,7 @@ impl Container {
             .unless(stdio::open(&exec.process.stdio, &owner))
             .await;
         let mut io = opened.unwrap_or_else(|cause| Err(Error::from(cause).within("open stdio")))?;
+        io.copy_early()?;
         let id = &self.init.id;
         let pid = self.runtime.exec(id, &exec.spec, &mut io, cancel).await?;
         let (child, exited) = adopt(&self.shared, pid)?;

@@ -28,7 +28,7 @@ use crate::events::Event;
 use crate::mount::{Mount, mount_all, unmount_all};
 use crate::oom::OomWatch;
 use crate::options::Options;
-use crate::reaper::{Exit, Exited};
+use crate::reaper::{self, Exit, Exited};
 use crate::runtime::{Checkpoint, Restore, Runtime};
 use crate::stdio::{self, Opened, Stdio};
 
@@ -42,6 +42,9 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the undoing of a Create holds up its answer, each by the OCI runtime and by
 /// unmounting.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two tries to thaw what was killed, while another may be freezing it.
+const THAW_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the files of statistics stay open for a client that asks more often than that.
 const STATS_BURST: Duration = Duration::from_secs(1);
@@ -240,13 +243,25 @@ impl Container {
         }
         let (child, exited) = adopt(&self.shared, pid)?;
         self.init.began(child, streams);
-        self.cgroup.replace(
-            Cgroup::of(pid)
-                .inspect_err(|e| log::warn!("find the cgroup of {}: {e}", self.init.id))
-                .ok()
-                .map(Rc::new),
-        );
+        self.find_cgroup(pid);
         Ok(exited)
+    }
+
+    /// Finds the cgroup of the init, if it is the container's alone.
+    fn find_cgroup(&self, pid: i32) {
+        let cgroup = match Cgroup::of(pid) {
+            // What goes on from a checkpoint is many processes.
+            Ok(cgroup) if self.checkpoint.is_some() || cgroup.has_only(pid) => Some(cgroup),
+            Ok(_) => {
+                log::warn!("the cgroup of {} has others in it", self.init.id);
+                None
+            }
+            Err(error) => {
+                log::warn!("find the cgroup of {}: {error}", self.init.id);
+                None
+            }
+        };
+        self.cgroup.replace(cgroup.map(Rc::new));
     }
 
     async fn restore(
@@ -443,6 +458,10 @@ impl Container {
         let pid = exec.process.pid();
         // Nothing else could happen to it: this is its turn.
         let _ = exec.step(ExecOp::Start);
+        if self.shares_pids && self.exits.borrow().init_ended() {
+            // It began too late to be killed with what the init left.
+            let _ = exec.process.signal(SIGKILL);
+        }
         self.tell(Event::ExecStarted {
             container_id: self.id(),
             exec_id: exec.process.id.clone(),
@@ -480,14 +499,16 @@ impl Container {
         let held = self.exits.borrow_mut().init_exited(exit);
         debug_assert!(held.is_none(), "held a line above");
         self.pending.init_exited();
-        if self.init.state() == State::Paused {
-            self.thaw().await;
-        }
         if self.shares_pids {
-            // The kernel ends a pid namespace with its init, but here it has none.
+            // The kernel ends a pid namespace with its init, but here it has none. An exec
+            // may have left the cgroup.
+            self.signal_execs(SIGKILL);
             let limit = Cancel::after(KILL_TIMEOUT);
             let killed = self.kill_all(SIGKILL, &limit).await;
             log::debug!("kill what is left of {}: {killed:?}", self.init.id);
+        }
+        if self.shares_pids || self.init.state() == State::Paused {
+            self.thaw().await;
         }
         self.init.output_consumed().await;
         self.release();
@@ -545,7 +566,7 @@ impl Container {
     }
 
     /// Signals the init, with `all` everything in the container.
-    pub async fn kill(&self, signal: u32, all: bool, cancel: &Cancel) -> Result<()> {
+    pub async fn kill(self: &Rc<Self>, signal: u32, all: bool, cancel: &Cancel) -> Result<()> {
         step(self.init.state(), Op::Kill)?;
         if signal != SIGKILL && self.init.state() == State::Running {
             self.init.wait_for_its_program().await;
@@ -553,22 +574,48 @@ impl Container {
         if signal == SIGKILL {
             self.sigkill_sent.set(true);
         }
-        if all {
-            self.kill_all(signal, cancel).await?;
-        } else {
-            self.init.signal(signal)?;
+        let killed = match all {
+            true => self.kill_all(signal, cancel).await,
+            false => self.init.signal(signal),
+        };
+        if signal == SIGKILL && (self.thaw().await || self.pausing.get()) {
+            self.thaw_until_exit();
         }
-        if signal == SIGKILL && self.init.state() == State::Paused {
-            self.thaw().await;
-        }
-        Ok(())
+        killed
     }
 
-    /// Lets what was killed while frozen die: with cgroup v1 it cannot before.
-    async fn thaw(&self) {
-        let limit = Cancel::after(KILL_TIMEOUT);
-        let thawed = self.runtime.resume(&self.init.id, &limit).await;
-        log::debug!("thaw {} after a kill: {thawed:?}", self.init.id);
+    /// Lets what was killed while frozen die: with cgroup v1 it cannot before. It is the
+    /// kernel's freezer that counts: a pause may have failed half way, or others freeze too.
+    /// Whether it was frozen.
+    async fn thaw(&self) -> bool {
+        let thawed = match self.cgroup() {
+            Ok(cgroup) => cgroup.thaw(KILL_TIMEOUT).await,
+            Err(error) => Err(error),
+        };
+        match thawed {
+            Err(error) if self.init.state() == State::Paused => {
+                log::warn!("thaw {}: {error}", self.init.id);
+                let limit = Cancel::after(KILL_TIMEOUT);
+                let thawed = self.runtime.resume(&self.init.id, &limit).await;
+                log::debug!("have the runtime thaw {}: {thawed:?}", self.init.id);
+                true
+            }
+            thawed => thawed.unwrap_or_default(),
+        }
+    }
+
+    /// Thaws it until its init, which was killed, is dead: who froze it may not be done.
+    fn thaw_until_exit(self: &Rc<Self>) {
+        let container = self.clone();
+        spawn_local(async move {
+            let deadline = Instant::now() + KILL_TIMEOUT;
+            while timeout(THAW_PAUSE, container.init.wait()).await.is_err() {
+                if Instant::now() >= deadline {
+                    return;
+                }
+                container.thaw().await;
+            }
+        });
     }
 
     /// Signals an exec.
@@ -579,12 +626,52 @@ impl Container {
     }
 
     async fn kill_all(&self, signal: u32, cancel: &Cancel) -> Result<()> {
-        if let (SIGKILL, Ok(cgroup)) = (signal, self.cgroup())
-            && cgroup.kill()?
-        {
-            return Ok(());
+        let alone = self.cgroup().and_then(|cgroup| {
+            cgroup.check_alone()?;
+            Ok(cgroup)
+        });
+        let cgroup = match alone {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                // The runtime would signal whoever is in the cgroup that it knows of.
+                log::debug!(
+                    "signal {signal} to the processes of {}: {error}",
+                    self.init.id
+                );
+                return self.signal_trees(signal);
+            }
+        };
+        if signal == SIGKILL {
+            match cgroup.kill(KILL_TIMEOUT).await {
+                Ok(()) => return Ok(()),
+                Err(error) => log::warn!("kill all of {}: {error}", self.init.id),
+            }
         }
         self.runtime.kill_all(&self.init.id, signal, cancel).await
+    }
+
+    /// Signals the init, the execs, and whom they have forked. The outcome is the init's.
+    fn signal_trees(&self, signal: u32) -> Result<()> {
+        let execs = self.execs.borrow();
+        let known = execs.values().map(|exec| &exec.process);
+        let known = known.chain([&self.init]).filter(|p| p.signal(0).is_ok());
+        let pids: Vec<i32> = known.map(|process| process.pid() as i32).collect();
+        let descendants = reaper::descendants(&pids);
+        // Parents first: they are not to see their children die.
+        let signalled = self.init.signal(signal);
+        self.signal_execs(signal);
+        for process in descendants {
+            process.signal(signal as i32);
+        }
+        signalled
+    }
+
+    /// Signals the execs that run.
+    fn signal_execs(&self, signal: u32) {
+        for exec in self.execs.borrow().values() {
+            // It may have ended.
+            let _ = exec.process.signal(signal);
+        }
     }
 
     /// Freezes the container.
@@ -681,27 +768,30 @@ impl Container {
         Ok(())
     }
 
-    /// Every process in the container.
+    /// The init, the execs that run, and who else is in the container's cgroup. containerd
+    /// takes an error or an empty list for a container that is lost: an init that has ended
+    /// is still named, and what cannot be read is left out.
     pub fn pids(&self) -> Result<Vec<Member>> {
-        let nothing = || {
-            // An empty list means to containerd that the container is lost.
-            Error::unknown(format!("container {} has no processes", self.init.id))
-        };
-        let pids = self.cgroup().map_err(|_| nothing())?.pids();
-        let pids = pids.map_err(|e| e.within(format!("list the processes of {}", self.init.id)))?;
-        if pids.is_empty() {
-            return Err(nothing());
+        let init = self.init.pid();
+        if init == 0 {
+            let message = format!("container {} has no processes", self.init.id);
+            return Err(Error::unknown(message));
         }
         let execs = self.execs.borrow();
-        let exec_of = |pid: u32| {
-            let exec = execs.values().find(|exec| exec.process.is(pid))?;
-            Some(exec.process.id.clone())
-        };
-        let member = |pid: i32| Member {
-            pid: pid as u32,
-            exec_id: exec_of(pid as u32),
-        };
-        Ok(pids.into_iter().map(member).collect())
+        let execs = execs.values().map(|exec| &exec.process);
+        let mut members: BTreeMap<u32, Option<String>> = execs
+            .filter(|exec| exec.is(exec.pid()))
+            .map(|exec| (exec.pid(), Some(exec.id.clone())))
+            .collect();
+        members.entry(init).or_default();
+        match self.cgroup().and_then(|cgroup| cgroup.pids()) {
+            Ok(pids) => pids.into_iter().for_each(|pid| {
+                members.entry(pid as u32).or_default();
+            }),
+            Err(error) => log::debug!("list the processes of {}: {error}", self.init.id),
+        }
+        let member = |(pid, exec_id)| Member { pid, exec_id };
+        Ok(members.into_iter().map(member).collect())
     }
 
     /// What its cgroup used. For a client that asks again and again the files stay open a

@@ -216,11 +216,12 @@ impl Reaper {
 
     /// As [`Reaper::spawn`], for a child that may outlive this thread, and stays in our
     /// process group unless the command says otherwise.
-    pub fn spawn_lasting(&self, command: Command) -> io::Result<Spawned> {
+    pub fn spawn_lasting(&self, mut command: Command) -> io::Result<Spawned> {
         #[cfg(test)]
         if let Some(kernel) = &self.0.fake {
             return Ok(self.spawned(kernel.spawn(&command), None));
         }
+        process::restore_descriptor_limit(&mut command);
         let (pid, executed) = process::fork_exec(command)?;
         Ok(self.spawned(pid, Some(executed)))
     }

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
 use crate::cancel::{Cancel, CancelOnDrop};
+use crate::descriptors;
 use crate::error::{Error, Kind, Result};
 use crate::proto::{self, Empty, Message, task};
 use crate::sys;
@@ -152,6 +153,7 @@ impl Service {
                 "create: the shim is shutting down",
             ));
         }
+        let _claim = descriptors::claim(&format!("create {}", request.id))?;
         let container = self.tasks.create(wire::create(request)?, &cancel).await?;
         Ok(task::CreateTaskResponse {
             pid: container.pid(),
@@ -174,7 +176,10 @@ impl Service {
                 }
                 pid
             }
-            exec_id => container.start_exec(exec_id, &cancel).await?,
+            exec_id => {
+                let _claim = descriptors::claim(&format!("start exec {exec_id}"))?;
+                container.start_exec(exec_id, &cancel).await?
+            }
         };
         Ok(task::StartResponse {
             pid,

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -69,6 +70,22 @@ fn close_on_exec_each_from(first: u32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// How many descriptors this process may have (`RLIMIT_NOFILE`, the soft limit).
+pub fn limit() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+}
+
+/// How many descriptors this process has.
+pub fn count_open() -> io::Result<u64> {
+    const DIR: &str = "/proc/self/fd";
+    // Since Linux 6.2 that is the directory's size; before, it is 0.
+    match std::fs::metadata(DIR)?.len() {
+        // The descriptor of the directory itself is among them.
+        0 => Ok((std::fs::read_dir(DIR)?.count() as u64).saturating_sub(1)),
+        count => Ok(count),
+    }
 }
 
 /// Takes ownership of a descriptor that this process was started with, such as

@@ -31,6 +31,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use log::{debug, error, warn};
+use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{getegid, geteuid};
 use tokio::net::UnixStream;
@@ -40,6 +41,7 @@ use tokio::time::{sleep, timeout};
 
 use super::frame::{self, Frame, Reader, Received};
 use super::parked::Parked;
+use crate::descriptors;
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// Requests taken from one connection in a row; then the others have their turn.
@@ -146,6 +148,9 @@ impl Server {
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<UnixStream>>> {
         if self.closed.get() {
             return Poll::Ready(None);
+        }
+        if !descriptors::suffice_for_connection() {
+            return Poll::Ready(Some(Err(Errno::EMFILE.into())));
         }
         let accepted = ready!(self.listener.poll_accept(cx));
         Poll::Ready(Some(accepted.map(|(stream, _)| stream)))

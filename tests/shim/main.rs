@@ -24,6 +24,7 @@ mod cases {
     mod options;
     mod pods;
     mod resources;
+    mod server_limits;
     mod shutdown;
     mod start;
     mod stdio;

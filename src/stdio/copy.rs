@@ -154,6 +154,7 @@ impl End {
         let Some(watch) = self.watch()? else {
             return Ok(events);
         };
+        let mut alarms = FalseAlarms::default();
         loop {
             // Guard first, look second: readiness that arrives in between is not
             // cleared with the old.
@@ -163,6 +164,7 @@ impl End {
                 return Ok(now);
             }
             guard.clear_ready();
+            alarms.one_more().await;
         }
     }
 
@@ -179,6 +181,21 @@ impl End {
 impl AsFd for End {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Wake-ups in a row after which there was nothing to do. Whoever reads back what it
+/// wrote can cause them at will.
+#[derive(Debug, Default)]
+struct FalseAlarms(u32);
+
+impl FalseAlarms {
+    /// Pauses if there were many.
+    async fn one_more(&mut self) {
+        self.0 += 1;
+        if self.0 > MANY {
+            sleep(REST).await;
+        }
     }
 }
 
@@ -393,11 +410,16 @@ impl Copy {
     /// Copies until the end. Returns how many bytes were taken from the source.
     pub(super) async fn run(mut self) -> u64 {
         let mut turns = 0;
+        let mut alarms = FalseAlarms::default();
         loop {
             if self.left.is_none() && self.is_over() {
                 self.left = Some(self.unread());
             }
-            match self.step() {
+            let step = self.step();
+            if step.is_ok() {
+                alarms = FalseAlarms::default();
+            }
+            match step {
                 Ok(0) => break,
                 Ok(_) if self.left == Some(0) && self.is_flushed() => break,
                 Ok(moved) if self.rests_after(moved) => {
@@ -410,6 +432,7 @@ impl Copy {
                     if !self.wait().await {
                         break;
                     }
+                    alarms.one_more().await;
                     turns += 1;
                 }
                 Err(_) => break,

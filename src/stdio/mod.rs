@@ -39,7 +39,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::console::{ConsoleSocket, Terminal};
 use self::copy::{Copy, DRAIN, Drain, End, Until};
-use self::fifo::Reads;
+use self::fifo::Reading;
 use self::logger::Logger;
 use self::target::Target;
 use crate::error::{Context, Error, Kind, Result};
@@ -413,9 +413,7 @@ fn copy_output(
         copy.run().await;
         drop(undrained);
         // Open as long as it is being read, so that `Flow::consumed` sees it.
-        if let Err(e) = fifo::consumed(&to).await {
-            log::debug!("wait for the reader of {name}: {e}");
-        }
+        fifo::consumed(&to).await;
         // Of two that share a sink, the last closes it.
         if let Some(sink) = Rc::into_inner(to)
             && let Err(e) = fifo::close(sink).await
@@ -429,35 +427,26 @@ fn copy_output(
 impl Flow {
     /// Waits until the client has read all there is now, or has stopped reading. The
     /// copier's ends stay its own: none is held here while it could close them.
-    async fn consumed(&self) -> io::Result<()> {
+    async fn consumed(&self) {
+        let source = || self.from.as_ref()?.upgrade().map(|from| from.unread());
         let goal = match &self.from {
-            Some(from) => self.moved.get() + from.upgrade().map_or(0, |from| from.unread() as u64),
+            Some(_) => self.moved.get() + source().unwrap_or(0) as u64,
             // A terminal ends with its process, and so does its copier.
             None => u64::MAX,
         };
-        let mut reads = None;
+        // The copier may not have heard yet.
+        yield_now().await;
+        let mut reading = Reading::default();
         while let Some(to) = self.to.upgrade() {
             let unread = to.unread();
-            if self.moved.get().saturating_sub(unread as u64) >= goal {
-                break;
-            }
-            match &reads {
-                // Watched first, looked at again then: no read is missed.
-                None if to.is_pipe() => reads = Some(Reads::of(&to)?),
-                Some(reads) if unread > 0 => {
-                    drop(to);
-                    if !reads.next().await? {
-                        break;
-                    }
-                }
-                // The copier is about to move it.
-                _ => {
-                    drop(to);
-                    yield_now().await;
-                }
+            drop(to);
+            let read = self.moved.get().saturating_sub(unread as u64);
+            // Somebody else may have emptied the source.
+            let empty = unread == 0 && source() == Some(0);
+            if read >= goal || empty || !reading.goes_on(read as usize).await {
+                return;
             }
         }
-        Ok(())
     }
 }
 
@@ -516,8 +505,8 @@ impl Streams {
         let ended = self.drain.exit();
         for output in &self.outputs {
             match timeout_at(ended + DRAIN, output.consumed()).await {
-                Ok(consumed) => consumed.unwrap_or_else(|e| log::debug!("wait for a reader: {e}")),
-                Err(_) => return,
+                Ok(()) => {}
+                Err(_) => return log::debug!("the client did not read all output in 10 s"),
             }
         }
     }

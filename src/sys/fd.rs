@@ -1,10 +1,9 @@
 //! Descriptors: what `nix` does not offer, or not with owned descriptors.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -183,33 +182,6 @@ pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (Owned
 pub fn watch_shared(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<OwnedFd>>> {
     // SAFETY: an `OwnedFd` means one descriptor, and it is open while the result has it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
-}
-
-/// A descriptor that becomes readable whenever somebody opens `path` (inotify(7));
-/// non-blocking. Reading takes the events away.
-pub fn opens_of(path: &Path) -> io::Result<OwnedFd> {
-    events_of(path, libc::IN_OPEN)
-}
-
-/// As [`opens_of`], whenever somebody reads from `path`.
-pub fn reads_of(path: &Path) -> io::Result<OwnedFd> {
-    events_of(path, libc::IN_ACCESS)
-}
-
-fn events_of(path: &Path, events: u32) -> io::Result<OwnedFd> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the call takes flags and returns a new descriptor or -1.
-    let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: `path` is a string that ends with NUL and outlives the call.
-    if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), events) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(fd)
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::options::Options;
 use crate::probe::{self, Version};
 use crate::proto::bootstrap::{BootstrapParams, BootstrapResult};
 use crate::proto::{Any, Message};
-use crate::reaper::{Child, Reaper};
+use crate::reaper::{Child, Reaper, Spawned};
 use crate::socket::{self, Claim};
 use crate::sys::process;
 
@@ -254,10 +254,11 @@ fn start_server(
         command.env("TTRPC_ADDRESS", &request.ttrpc_address);
     }
     process::pass_fds(&mut command, vec![passed.into()]).context(|| "pass the socket")?;
-    let (server, _) = Reaper::new()
-        .spawn_lasting(&mut command)
-        .context(|| "start the server")?;
-    Ok(server)
+    Reaper::new()
+        .spawn_lasting(command)
+        .and_then(Spawned::started_blocking)
+        .map(|(server, _)| server)
+        .context(|| "start the server")
 }
 
 /// This executable again: by its path, so that it has its name in a listing of

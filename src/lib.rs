@@ -32,6 +32,7 @@ pub mod oom;
 
 pub mod blocking;
 pub mod bundle;
+pub mod cancel;
 pub mod options;
 
 pub mod error;

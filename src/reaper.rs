@@ -15,6 +15,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::pin::Pin;
 use std::process::Command;
 use std::rc::Rc;
@@ -26,6 +27,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::sys::process;
+
+const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,67 @@ pub struct Child {
     reaped: Rc<Cell<bool>>,
     #[cfg(test)]
     fake: Option<Rc<fake::Kernel>>,
+}
+
+/// A child that was spawned and is still on its way: dropped before it is known to run
+/// or to have ended, it is killed, with its process group if it leads one.
+#[derive(Debug)]
+pub struct Spawned {
+    /// `None` once somebody else has it, or it has ended.
+    child: Option<Child>,
+    leads_group: bool,
+    exited: Exited,
+    /// `None` in tests that play the kernel.
+    executed: Option<process::ExecResult>,
+}
+
+impl Spawned {
+    /// Waits until the child runs its program. An error when it cannot.
+    pub async fn started(mut self) -> io::Result<(Child, Exited)> {
+        if let Some(executed) = self.executed.take() {
+            executed.wait().await?;
+        }
+        self.into_parts()
+    }
+
+    /// As [`Spawned::started`], for callers without an event loop.
+    pub fn started_blocking(mut self) -> io::Result<(Child, Exited)> {
+        if let Some(executed) = self.executed.take() {
+            executed.wait_blocking()?;
+        }
+        self.into_parts()
+    }
+
+    fn into_parts(mut self) -> io::Result<(Child, Exited)> {
+        let child = self.child.take().ok_or(Errno::ESRCH)?;
+        Ok((child, std::mem::replace(&mut self.exited, Exited::never())))
+    }
+
+    /// Waits until the child has ended. An error when it could not run its program.
+    pub async fn ended(&mut self) -> io::Result<Exit> {
+        let exit = (&mut self.exited).await;
+        self.child = None;
+        if let Some(executed) = self.executed.take() {
+            executed.of_ended()?;
+        }
+        Ok(exit)
+    }
+
+    /// Kills the child, with its process group if it leads one.
+    pub fn kill(&self) {
+        let Some(child) = &self.child else { return };
+        // ESRCH: it has ended, and only has not been asked how.
+        let _ = match self.leads_group {
+            true => child.kill_group(),
+            false => child.signal(SIGKILL),
+        };
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 /// A future of a child's exit.
@@ -139,21 +203,35 @@ impl Reaper {
         }
     }
 
-    /// Spawns `command`, which dies (`SIGKILL`) with this thread, and says how it
-    /// will end. All three of its stdio must be set.
-    pub fn spawn(&self, command: &mut Command) -> io::Result<(Child, Exited)> {
-        process::die_with_parent(command);
-        self.spawn_lasting(command)
+    /// Spawns `command`, which dies (`SIGKILL`) with this thread. It leads a process group
+    /// of its own. All three of its stdio must be set.
+    pub fn spawn(&self, mut command: Command) -> io::Result<Spawned> {
+        process::die_with_parent(&mut command);
+        command.process_group(0);
+        let mut spawned = self.spawn_lasting(command)?;
+        spawned.leads_group = true;
+        Ok(spawned)
     }
 
-    /// As [`Reaper::spawn`], for a child that is to outlive this process.
-    pub fn spawn_lasting(&self, command: &mut Command) -> io::Result<(Child, Exited)> {
+    /// As [`Reaper::spawn`], for a child that may outlive this thread, and stays in our
+    /// process group unless the command says otherwise.
+    pub fn spawn_lasting(&self, command: Command) -> io::Result<Spawned> {
         #[cfg(test)]
         if let Some(kernel) = &self.0.fake {
-            return Ok(self.register(kernel.spawn(command)));
+            return Ok(self.spawned(kernel.spawn(&command), None));
         }
-        let pid = command.spawn()?.id() as i32;
-        Ok(self.register(pid))
+        let (pid, executed) = process::fork_exec(command)?;
+        Ok(self.spawned(pid, Some(executed)))
+    }
+
+    fn spawned(&self, pid: i32, executed: Option<process::ExecResult>) -> Spawned {
+        let (child, exited) = self.register(pid);
+        Spawned {
+            child: Some(child),
+            leads_group: false,
+            exited,
+            executed,
+        }
     }
 
     /// Keeps exits of unknown pids from now until the result is dropped: take it
@@ -212,12 +290,31 @@ impl Child {
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         #[cfg(test)]
         if let Some(kernel) = &self.fake {
-            return kernel.signal(self.pid);
+            return kernel.signal(self.pid, signal);
         }
         if self.reaped.get() {
             return Err(io::Error::from(Errno::ESRCH));
         }
         process::kill(self.pid, signal)
+    }
+
+    /// Sends `SIGKILL` to the process group that the child leads. `ESRCH` when the child
+    /// has been reaped.
+    pub fn kill_group(&self) -> io::Result<()> {
+        // While the child is not reaped, its number is no other group's.
+        self.signal(0)?;
+        #[cfg(test)]
+        if self.fake.is_some() {
+            return self.signal(SIGKILL);
+        }
+        process::kill_group(self.pid)
+    }
+}
+
+impl Exited {
+    /// Of no child.
+    fn never() -> Self {
+        Self(oneshot::channel().1)
     }
 }
 
@@ -248,15 +345,13 @@ mod tests {
     use super::*;
     use std::process::Stdio;
 
-    const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
-
     #[test]
     fn signal_after_the_reap_is_refused_even_if_the_pid_is_used_again() {
         let reaper = Reaper::new();
-        let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut command = Command::new("sleep");
+        command.arg("1000").stdin(Stdio::null());
         let ended = reaper.block_on(async {
-            let (child, exited) = reaper.spawn(&mut command).unwrap();
+            let (child, exited) = reaper.spawn(command).unwrap().started().await.unwrap();
             child.signal(0).unwrap();
             child.signal(SIGKILL).unwrap();
             assert_eq!(exited.await.status, 128 + 9);
@@ -333,11 +428,13 @@ pub mod fake {
             pid
         }
 
-        pub(super) fn signal(&self, pid: i32) -> io::Result<()> {
+        pub(super) fn signal(&self, pid: i32, signal: i32) -> io::Result<()> {
             if !self.alive.borrow().contains(&pid) {
                 return Err(Errno::ESRCH.into());
             }
-            self.signalled.borrow_mut().push(pid);
+            if signal != 0 {
+                self.signalled.borrow_mut().push(pid);
+            }
             Ok(())
         }
     }

@@ -301,13 +301,14 @@ impl Child {
     /// Sends `SIGKILL` to the process group that the child leads. `ESRCH` when the child
     /// has been reaped.
     pub fn kill_group(&self) -> io::Result<()> {
-        // While the child is not reaped, its number is no other group's.
-        self.signal(0)?;
         #[cfg(test)]
         if self.fake.is_some() {
             return self.signal(SIGKILL);
         }
-        process::kill_group(self.pid)
+        if self.reaped.get() {
+            return Err(io::Error::from(Errno::ESRCH));
+        }
+        process::kill(-self.pid, SIGKILL)
     }
 }
 
@@ -349,7 +350,10 @@ mod tests {
     fn signal_after_the_reap_is_refused_even_if_the_pid_is_used_again() {
         let reaper = Reaper::new();
         let mut command = Command::new("sleep");
-        command.arg("1000").stdin(Stdio::null());
+        command
+            .arg("inf")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let ended = reaper.block_on(async {
             let (child, exited) = reaper.spawn(command).unwrap().started().await.unwrap();
             child.signal(0).unwrap();

@@ -7,17 +7,19 @@
 mod wire;
 
 use std::cell::{Cell, OnceCell};
+use std::fmt::Display;
 use std::future::Future;
 use std::os::unix::net::UnixListener;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
 use crate::cancel::{Cancel, CancelOnDrop};
 use crate::error::{Error, Kind, Result};
-use crate::proto::{Empty, Message, task};
+use crate::proto::{self, Empty, Message, task};
 use crate::sys;
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Server};
@@ -52,13 +54,51 @@ impl Service {
     pub fn endpoint(self: &Rc<Self>, listener: UnixListener) -> Result<Rc<Server>> {
         let service = self.clone();
         let handler = Rc::new(move |call| -> Answer { Box::pin(service.clone().answer(call)) });
-        let server = Server::new(listener, handler)?;
+        let server = Server::new(listener, handler, |call| call.method == "Wait")?;
         Ok(self.server.get_or_init(|| server).clone())
     }
 
     /// Waits for a Shutdown that found no container.
     pub async fn shut_down(&self) {
         self.shutdown.notified().await;
+    }
+
+    /// Waits until there was no client for `time`, and no container: whoever had this server
+    /// started has given it up. Nobody is taken any more then.
+    pub async fn deserted(&self, time: Duration) {
+        let Some(server) = self.server.get() else {
+            return std::future::pending().await;
+        };
+        loop {
+            server.deserted(time).await;
+            if self.tasks.is_empty() {
+                return self.end();
+            }
+            // Nothing tells when a Create whose client has left fails.
+        }
+    }
+
+    /// What is there and what is under way, in a few lines for people.
+    pub fn report(&self) -> Vec<String> {
+        let mut lines = self.tasks.report();
+        if let Some(server) = self.server.get() {
+            let (running, parked) = server.pending();
+            lines.push(format!(
+                "{} connections, {running} requests under way, {parked} parked",
+                server.connections()
+            ));
+        }
+        lines
+    }
+
+    /// Nobody new is taken, and no container made any more.
+    fn end(&self) {
+        self.over.set(true);
+        // First, so that no new client meets a server that is about to end.
+        if let Some(server) = self.server.get() {
+            server.close();
+        }
+        self.shutdown.notify_one();
     }
 
     /// Answers one call.
@@ -274,20 +314,16 @@ impl Service {
         // Whoever asks to shut down has given up on it.
         self.tasks.undo_creation(&request.id).await;
         if self.tasks.may_shut_down() {
-            self.over.set(true);
-            // First, so that no new client meets a server that is about to end.
-            if let Some(server) = self.server.get() {
-                server.close();
-            }
-            self.shutdown.notify_one();
+            self.end();
         }
         Ok(Empty::new())
     }
 }
 
 fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {
-    Q::parse_from_bytes(payload)
-        .map_err(|cause| Error::invalid(format!("decode {}: {cause}", Q::NAME)))
+    let invalid = |cause: &dyn Display| Error::invalid(format!("decode {}: {cause}", Q::NAME));
+    proto::limit_fields(payload).map_err(|cause| invalid(&cause))?;
+    Q::parse_from_bytes(payload).map_err(|cause| invalid(&cause))
 }
 
 /// Answers from memory or the kernel, without waiting.

@@ -36,21 +36,12 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends `signal`, whatever its number, to process `pid` (`kill(2)`). The caller
-/// vouches that nobody else can have the number: its own child, not reaped.
+/// Sends `signal`, whatever its number, to process `pid`, or to process group `-pid`
+/// (`kill(2)`). The caller vouches that nobody else can have the number: the process, or
+/// the group's leader, is its own child and has not been reaped.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: the call takes two integers.
     if unsafe { libc::kill(pid, signal) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Sends `SIGKILL` to process group `group`, whose leader the caller knows to be a child
-/// that has not been reaped: its number is no other group's.
-pub fn kill_group(group: i32) -> io::Result<()> {
-    // SAFETY: the call takes two integers.
-    if unsafe { libc::kill(-group, libc::SIGKILL) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
@@ -128,6 +119,69 @@ pub fn create_sched_core() -> io::Result<()> {
             0 as libc::c_ulong,
             PIDTYPE_PGID,
             0 as libc::c_ulong,
+        )
+    };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Signals whose default action [`outlive_signals`] leaves alone: it does no harm (CHLD,
+/// CONT, URG, WINCH), it is how the process is asked to end (TERM, INT), it reports a
+/// fault of the program itself (ILL, ABRT, BUS, FPE, SEGV, SYS), it cannot be changed, or
+/// Rust's runtime ignores it already, and `Command` does not pass that on (PIPE).
+const UNTOUCHED_SIGNALS: [i32; 15] = [
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGURG,
+    libc::SIGWINCH,
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGILL,
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGSEGV,
+    libc::SIGSYS,
+    libc::SIGKILL,
+    libc::SIGSTOP,
+    libc::SIGPIPE,
+];
+
+/// The highest signal number of Linux.
+const LAST_SIGNAL: i32 = 64;
+
+extern "C" fn do_nothing(_: libc::c_int) {}
+
+/// From now on a signal neither ends nor stops this process, but for TERM, INT, KILL, STOP
+/// and those that report a fault of the program. They are caught, not ignored, so that
+/// programs run by this process have the default action. The few that the C library keeps
+/// for itself are blocked; `Command` unblocks them in a child. Call it while there is one
+/// thread, and before a signal is listened for.
+pub fn outlive_signals() -> io::Result<()> {
+    let mut blocked: u64 = 0;
+    for signal in (1..=LAST_SIGNAL).filter(|signal| !UNTOUCHED_SIGNALS.contains(signal)) {
+        // SAFETY: an all-zero sigaction is valid; its handler does nothing, and so may
+        // interrupt anything.
+        let caught = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = do_nothing as extern "C" fn(libc::c_int) as usize;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(signal, &action, std::ptr::null_mut())
+        };
+        if caught < 0 {
+            blocked |= 1 << (signal - 1);
+        }
+    }
+    // SAFETY: the kernel reads a set of 64 bits, whose size it is told, and stores nothing.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_BLOCK,
+            &blocked as *const u64,
+            std::ptr::null_mut::<u64>(),
+            size_of::<u64>(),
         )
     };
     if rc < 0 {

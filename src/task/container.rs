@@ -228,6 +228,7 @@ impl Container {
     async fn begin_with(&self, mut io: Opened, cancel: &Cancel) -> Result<Exited> {
         let pid_file = self.bundle.init_pid_file();
         let id = &self.init.id;
+        io.copy_early()?;
         let pid = match &self.checkpoint {
             None => self.runtime.create(id, &pid_file, &mut io, cancel).await?,
             Some(image) => self.restore(image, &pid_file, &mut io, cancel).await?,
@@ -416,6 +417,7 @@ impl Container {
             .unless(stdio::open(&exec.process.stdio, &owner))
             .await;
         let mut io = opened.unwrap_or_else(|cause| Err(Error::from(cause).within("open stdio")))?;
+        io.copy_early()?;
         let id = &self.init.id;
         let pid = self.runtime.exec(id, &exec.spec, &mut io, cancel).await?;
         let (child, exited) = adopt(&self.shared, pid)?;
@@ -726,6 +728,15 @@ impl Container {
     fn cgroup(&self) -> Result<Rc<Cgroup>> {
         let gone = || Error::not_found("cgroup does not exist");
         self.cgroup.borrow().clone().ok_or_else(gone)
+    }
+
+    /// Its processes, their states and pids, for people: `Running pid 7; execs: …`.
+    pub fn report(&self) -> String {
+        let process = |p: &Process| format!("{:?} pid {}", p.state(), p.pid());
+        let execs = self.execs.borrow();
+        let exec = |(id, exec): (&String, &Rc<Exec>)| format!("{id} {}", process(&exec.process));
+        let execs: Vec<String> = execs.iter().map(exec).collect();
+        format!("{}; execs: {}", process(&self.init), execs.join("; "))
     }
 
     /// The init's pid.

@@ -153,6 +153,22 @@ impl Tasks {
         let deleted = |slot: &Slot| matches!(slot, Slot::Created(c) if c.is_deleted());
         slots.values().all(deleted)
     }
+
+    /// Whether there is no container, none that is being created, and none whose deletion
+    /// a client may not know of.
+    pub fn is_empty(&self) -> bool {
+        self.slots.by_id.borrow().is_empty()
+    }
+
+    /// Each container in a line, for people: its processes, their states and pids.
+    pub fn report(&self) -> Vec<String> {
+        let slots = self.slots.by_id.borrow();
+        let line = |(id, slot): (&String, &Slot)| match slot {
+            Slot::Created(container) => format!("container {id}: {}", container.report()),
+            Slot::Creating(_) => format!("container {id}: is being created"),
+        };
+        slots.iter().map(line).collect()
+    }
 }
 
 /// An error unless `id` can be a file's name: the runtime makes files by it, and removes them.

@@ -6,6 +6,7 @@ mod differences;
 mod harness;
 
 mod cases {
+    mod bounds;
     mod cgroups;
     mod checkpoint;
     mod cleanup;

@@ -101,7 +101,7 @@ pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
 }
 
 /// A file in memory, `CLOEXEC`, that no program can be run from. Where the kernel refuses
-/// one: an unnamed file in directory `fallback`.
+/// one: an unnamed file in directory `fallback`, or where temporary files go.
 pub fn memory_file(name: &CStr, fallback: &Path) -> io::Result<File> {
     // Linux 6.3 has the flag, and `vm.memfd_noexec=2` demands it.
     let plain = MFdFlags::MFD_CLOEXEC;
@@ -112,7 +112,13 @@ pub fn memory_file(name: &CStr, fallback: &Path) -> io::Result<File> {
     };
     match made {
         Ok(file) => Ok(file.into()),
-        Err(_) => unnamed_file(fallback),
+        Err(_) => {
+            let temporary = std::env::temp_dir();
+            let shared_memory = Path::new("/dev/shm");
+            unnamed_file(fallback)
+                .or_else(|error| unnamed_file(&temporary).map_err(|_| error))
+                .or_else(|error| unnamed_file(shared_memory).map_err(|_| error))
+        }
     }
 }
 

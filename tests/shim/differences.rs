@@ -587,6 +587,11 @@ const TABLE: &[Difference] = &[
         "1.x has no -info",
     ),
     fails(
+        GO1,
+        "information_is_told_without_a_writable_directory",
+        "1.x has no -info",
+    ),
+    fails(
         &[Go17, Go2],
         "image_on_a_loop_device_without_loop_configure",
         "from 1.7 on Go configures loop devices only as Linux 5.8 can",

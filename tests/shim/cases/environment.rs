@@ -1,11 +1,14 @@
 //! What the machine lacks: system calls that an old kernel does not have or a sandbox
 //! refuses, directories that cannot be written to, threads, time.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use containerd_shim_rs_v2::proto::runc;
+use containerd_shim_rs_v2::proto::introspection::RuntimeInfo;
+use containerd_shim_rs_v2::proto::{Message, runc};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
 use crate::harness::seccomp::Denied;
@@ -119,7 +122,77 @@ fn assert_joined(d: &Daemon, dialect: Dialect, server: &daemon::Started, version
     assert_eq!(d.shims_alive().len(), 1);
 }
 
+/// `-info` in a mount namespace that the shell script `arrange` has arranged.
+#[track_caller]
+fn information_is_told(d: &Daemon, arrange: &str) {
+    let mut command = Command::new("unshare");
+    d.restrict(&mut command);
+    let script = format!("set -e; {arrange}; exec \"$0\" -info");
+    command.args(["--mount", "sh", "-c", &script, shim_binary()]);
+    let output = process::run(&mut command, &[], d.patience);
+    assert_eq!(output.status, 0, "{}", output.stderr_text());
+    let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
+    assert!(info.features.is_some(), "{info:?}");
+}
+
+/// The bundles' directory, as a file system of its own, until the result is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn for_bundles(d: &Daemon) -> SmallDisk {
+        let point = d.bundles_dir().parent().unwrap().to_owned();
+        let (kind, none) = (Some("tmpfs"), MsFlags::empty());
+        mount(kind, &point, kind, none, Some("size=256k,nr_inodes=100")).expect("mount a tmpfs");
+        fs::create_dir_all(d.bundles_dir()).unwrap();
+        SmallDisk(point)
+    }
+
+    /// Leaves neither a block nor an inode.
+    fn fill(&self) {
+        let content = [0; 4096];
+        let mut number = 0;
+        let mut put = |content: &[u8]| {
+            number += 1;
+            fs::write(self.0.join(format!("fill-{number}")), content)
+        };
+        while put(&content).is_ok() {}
+        while put(&[]).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
 cases! {
+    fn information_is_told_without_a_writable_directory(d) {
+        let read_only = "mount --bind /tmp /tmp; mount -o remount,bind,ro /tmp; mount -o remount,bind,ro /";
+        information_is_told(d, read_only);
+        information_is_told(d, &format!("{read_only}; export TMPDIR=/no/such/directory"));
+        d.deny(&[Denied::call(libc::SYS_memfd_create, libc::EPERM)]);
+        information_is_told(d, read_only);
+    }
+
+    fn container_is_deleted_though_the_bundles_disk_is_full(d) {
+        let disk = SmallDisk::for_bundles(d);
+        let c = d.running("c");
+        disk.fill();
+        c.kill_all(9).unwrap();
+        assert_eq!(c.exit_status(), 128 + 9);
+        c.finish();
+    }
+
+    fn dead_shims_container_is_deleted_though_the_bundles_disk_is_full(d) {
+        let disk = SmallDisk::for_bundles(d);
+        let c = d.running("c");
+        disk.fill();
+        c.kill_shim();
+        d.delete("c");
+        c.assert_gone();
+    }
+
     fn server_of_version_3_is_joined_as_such(d) {
         let server = pod_of_gos_server(d, Api::V3);
         assert_joined(d, Dialect::Legacy, &server, 3);

@@ -317,8 +317,8 @@ impl Service {
 
     async fn shutdown(self: Rc<Self>, request: task::ShutdownRequest) -> Result<Empty> {
         // Whoever asks to shut down has given up on it.
-        self.tasks.undo_creation(&request.id).await;
-        if self.tasks.may_shut_down() {
+        self.tasks.give_up_creation(&request.id).await;
+        if self.tasks.may_shut_down(&request.id) {
             self.end();
         }
         Ok(Empty::new())

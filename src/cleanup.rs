@@ -14,6 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::bundle::Bundle;
+use crate::cancel::Cancel;
 use crate::cli::Flags;
 use crate::error::{Context, Error, Result};
 use crate::mount;
@@ -88,11 +89,9 @@ fn delete_container(flags: &Flags, bundle: &Bundle) -> Result<()> {
         return broken;
     }
     let delete = async {
-        let delete = runtime.kill_and_delete(&flags.id);
-        let done = tokio::time::timeout(RUNTIME_LIMIT, delete).await;
-        done.unwrap_or_else(|_| Err(Error::unknown(format!("not done in {RUNTIME_LIMIT:?}"))))
+        let limit = Cancel::after(RUNTIME_LIMIT);
+        runtime.kill_and_delete(&flags.id, &limit).await
     };
-    // Left alone when it takes too long, the runtime dies with this process.
     reaper
         .block_on(delete)
         .context(|| "start the event loop")?

@@ -17,6 +17,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use crate::blocking;
+use crate::cancel::Cancel;
 use crate::error::{Context, Error, Result};
 use crate::reaper::Reaper;
 
@@ -46,12 +47,18 @@ impl Mount {
 /// Mounts all, in order, on `rootfs` (off the main thread). When one fails, those
 /// before it are undone, and with them whatever else is at or below `rootfs`.
 ///
-/// Run it to its end: dropped, it stops neither a thread nor a helper, and undoes nothing.
-pub async fn mount_all(mounts: Vec<Mount>, rootfs: &Path, reaper: &Reaper) -> Result<()> {
+/// `cancel` ends a FUSE helper. A mount(2) that hangs nothing can end: run it to its end
+/// all the same, for dropped it undoes nothing.
+pub async fn mount_all(
+    mounts: Vec<Mount>,
+    rootfs: &Path,
+    reaper: &Reaper,
+    cancel: &Cancel,
+) -> Result<()> {
     if mounts.is_empty() {
         return Ok(());
     }
-    let Err(error) = mount_each(mounts, rootfs, reaper).await else {
+    let Err(error) = mount_each(mounts, rootfs, reaper, cancel).await else {
         return Ok(());
     };
     match unmount_all(rootfs).await {
@@ -63,11 +70,16 @@ pub async fn mount_all(mounts: Vec<Mount>, rootfs: &Path, reaper: &Reaper) -> Re
     }
 }
 
-async fn mount_each(mounts: Vec<Mount>, rootfs: &Path, reaper: &Reaper) -> Result<()> {
+async fn mount_each(
+    mounts: Vec<Mount>,
+    rootfs: &Path,
+    reaper: &Reaper,
+    cancel: &Cancel,
+) -> Result<()> {
     let mut mounts = mounts.into_iter().peekable();
     while let Some(mount) = mounts.next() {
         if let Some(helper) = fuse::Helper::of(&mount.kind) {
-            helper.mount(&mount, rootfs, reaper).await?;
+            helper.mount(&mount, rootfs, reaper, cancel).await?;
             continue;
         }
         let mut batch = vec![mount];
@@ -149,7 +161,7 @@ mod tests {
     }
 
     async fn mount_there(mounts: Vec<Mount>, rootfs: &Path) -> Result<()> {
-        mount_all(mounts, rootfs, &Reaper::new()).await
+        mount_all(mounts, rootfs, &Reaper::new(), &Cancel::new()).await
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Promises: bytes move inside the kernel (`splice(2)`) where the kernel can, through
 //! a buffer that exists only while it is in use where it cannot (terminals, append
 //! files). Nothing is lost or reordered, and a reader that stops or goes away delays
-//! only the writer. Pipes grow only once a transfer filled them.
+//! only the writer.
 //!
 //! A stream that comes little by little (lines of a log) is moved once a millisecond:
 //! each transfer, however small, costs as much as one of a megabyte.
@@ -22,20 +22,20 @@ use std::task::Poll;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
+use nix::fcntl::{SpliceFFlags, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::sizes::{self, QUIET, SHRINK_PAUSE, Sizes};
 use crate::sys;
 
-/// Most bytes one transfer moves, and the size pipes grow to: what the kernel allows
-/// everybody by default (`/proc/sys/fs/pipe-max-size`).
-const LARGEST: usize = 1 << 20;
+/// Most bytes that one transfer moves: what the largest pipe of a client holds.
+const TRANSFER: usize = 1 << 20;
 /// Size of the buffer where splice cannot be used.
 const BUFFER: usize = 16 << 10;
 /// More than a terminal can hold, which cannot tell how much that is (64 KiB on the
@@ -44,6 +44,8 @@ const TERMINAL: usize = 128 << 10;
 /// How long after a process's end its output may still come, when somebody else keeps
 /// the other end of the pipe open.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// How often a pipe that is held back is looked at, once something is in it.
+const FILLING: Duration = Duration::from_millis(20);
 /// After so many transfers in a row other tasks get their turn.
 const TURNS: u32 = 8;
 /// How long a stream gathers that comes little by little.
@@ -104,7 +106,7 @@ impl End {
 
     /// Whether it is a pipe or FIFO.
     pub(super) fn is_pipe(&self) -> bool {
-        pipe_size(self).is_some()
+        sizes::size(self).is_some()
     }
 
     /// How many bytes a pipe or FIFO holds; anything else holds none.
@@ -152,6 +154,7 @@ impl End {
         let Some(watch) = self.watch()? else {
             return Ok(events);
         };
+        let mut alarms = FalseAlarms::default();
         loop {
             // Guard first, look second: readiness that arrives in between is not
             // cleared with the old.
@@ -161,6 +164,7 @@ impl End {
                 return Ok(now);
             }
             guard.clear_ready();
+            alarms.one_more().await;
         }
     }
 
@@ -177,6 +181,21 @@ impl End {
 impl AsFd for End {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Wake-ups in a row after which there was nothing to do. Whoever reads back what it
+/// wrote can cause them at will.
+#[derive(Debug, Default)]
+struct FalseAlarms(u32);
+
+impl FalseAlarms {
+    /// Pauses if there were many.
+    async fn one_more(&mut self) {
+        self.0 += 1;
+        if self.0 > MANY {
+            sleep(REST).await;
+        }
     }
 }
 
@@ -278,13 +297,13 @@ impl Pace {
         }
     }
 
-    /// Whether to rest after a transfer of so many bytes.
-    fn rests_after(&mut self, moved: usize) -> bool {
+    /// Whether to rest after a transfer of so many bytes, from or to a pipe of this `size`.
+    fn rests_after(&mut self, moved: usize, size: usize) -> bool {
         if let Some(enough) = self.rests.take() {
             let pays = moved >= enough;
             self.many = if pays { MANY } else { MOST.min(self.many * 2) };
             // The pipes must not fill meanwhile.
-            self.rests = (pays && moved < LARGEST / 2).then_some(enough);
+            self.rests = (pays && moved < size / 2).then_some(enough);
         } else if moved < LITTLE {
             if self.small == 0 {
                 self.since = Instant::now();
@@ -325,8 +344,7 @@ pub(super) struct Copy {
     /// What the log calls the stream.
     name: String,
     splices: bool,
-    /// The size of the smaller pipe; a transfer that large makes both grow.
-    size: usize,
+    sizes: Sizes,
     pace: Pace,
     /// Empty while nothing comes.
     buffer: Vec<u8>,
@@ -342,14 +360,14 @@ pub(super) struct Copy {
 impl Copy {
     /// From a pipe, FIFO or file to another.
     pub(super) fn new(from: Rc<End>, to: Rc<End>, until: Until, name: String) -> Self {
-        let size = smaller(&from, &to);
+        let sizes = Sizes::of(&from, &to);
         Self {
             from,
             to,
             until,
             name,
             splices: true,
-            size,
+            sizes,
             pace: Pace::new(),
             buffer: Vec::new(),
             pending: 0..0,
@@ -372,17 +390,39 @@ impl Copy {
         self.moved.clone()
     }
 
+    /// Waits until the other end of `held` is dropped, or until the source, a pipe, is
+    /// half full: whoever writes to it must not be blocked.
+    pub(super) async fn hold(&self, held: oneshot::Receiver<()>) {
+        let enough = sizes::size(&self.from).unwrap_or(0) / 2;
+        let fills = async {
+            while self.from.unread() < enough {
+                match self.from.readable().await {
+                    Ok(now) if now.contains(PollFlags::POLLIN) => sleep(FILLING).await,
+                    // Nobody writes to it any more.
+                    _ => return,
+                }
+            }
+        };
+        let released = async { drop(held.await) };
+        first(fills, released).await.unwrap_or(());
+    }
+
     /// Copies until the end. Returns how many bytes were taken from the source.
     pub(super) async fn run(mut self) -> u64 {
         let mut turns = 0;
+        let mut alarms = FalseAlarms::default();
         loop {
             if self.left.is_none() && self.is_over() {
                 self.left = Some(self.unread());
             }
-            match self.step() {
+            let step = self.step();
+            if step.is_ok() {
+                alarms = FalseAlarms::default();
+            }
+            match step {
                 Ok(0) => break,
                 Ok(_) if self.left == Some(0) && self.is_flushed() => break,
-                Ok(moved) if self.splices && self.pace.rests_after(moved) => {
+                Ok(moved) if self.rests_after(moved) => {
                     turns = 0;
                     self.rest().await;
                 }
@@ -392,6 +432,7 @@ impl Copy {
                     if !self.wait().await {
                         break;
                     }
+                    alarms.one_more().await;
                     turns += 1;
                 }
                 Err(_) => break,
@@ -403,6 +444,10 @@ impl Copy {
         }
         self.report();
         self.moved.get()
+    }
+
+    fn rests_after(&mut self, moved: usize) -> bool {
+        self.splices && self.pace.rests_after(moved, self.sizes.smaller())
     }
 
     fn is_flushed(&self) -> bool {
@@ -417,14 +462,12 @@ impl Copy {
                 false => self.flush(),
             };
         }
-        let most = self.left.unwrap_or(LARGEST).min(LARGEST);
+        let most = self.left.unwrap_or(TRANSFER).min(TRANSFER);
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
         match splice(&*self.from, None, &*self.to, None, most, flags) {
             Ok(moved) => {
                 self.count(moved);
-                if moved >= self.size {
-                    self.grow();
-                }
+                self.sizes.transferred(moved);
                 Ok(moved)
             }
             Err(e @ (Errno::EAGAIN | Errno::EINTR)) => Err(e),
@@ -509,8 +552,21 @@ impl Copy {
         }
     }
 
-    /// Waits until a transfer is possible. False: there will be none.
+    /// Waits until a transfer is possible. False: there will be none. Pipes that grew
+    /// shrink meanwhile: nothing comes, or nobody reads.
     async fn wait(&mut self) -> bool {
+        let mut pause = QUIET;
+        while self.sizes.are_grown() {
+            match timeout(pause, self.possible()).await {
+                Ok(possible) => return possible,
+                Err(_) if self.sizes.shrink() => break,
+                Err(_) => pause = SHRINK_PAUSE.min(pause * 2),
+            }
+        }
+        self.possible().await
+    }
+
+    async fn possible(&mut self) -> bool {
         if self.is_flushed() && !self.source_ready().await {
             return false;
         }
@@ -556,31 +612,6 @@ impl Copy {
             Until::Exited(_) | Until::SinkGone => TERMINAL,
         }
     }
-
-    /// Makes the pipes at both ends larger, where they are pipes and may be.
-    fn grow(&mut self) {
-        let wanted = self.size.saturating_mul(4).min(LARGEST);
-        for end in [&self.from, &self.to] {
-            if pipe_size(end).is_some_and(|size| size < wanted) {
-                // Refused (EPERM, EBUSY) means as fast as before.
-                let _ = fcntl(&**end, FcntlArg::F_SETPIPE_SZ(wanted as i32));
-            }
-        }
-        let size = smaller(&self.from, &self.to);
-        self.size = if size > self.size { size } else { usize::MAX };
-    }
-}
-
-/// The size of the smaller of two pipes.
-fn smaller(from: &End, to: &End) -> usize {
-    let sizes = [from, to].into_iter().filter_map(pipe_size);
-    sizes.min().unwrap_or(usize::MAX)
-}
-
-/// The size of a pipe or FIFO, `None` for anything else.
-fn pipe_size(end: &End) -> Option<usize> {
-    let size = fcntl(end, FcntlArg::F_GETPIPE_SZ).ok()?;
-    usize::try_from(size).ok()
 }
 
 /// What `work` yields, or `None` if `end` comes first.
@@ -605,10 +636,13 @@ mod tests {
 
     use super::*;
 
+    /// The size of a pipe.
+    const PIPE: usize = 64 << 10;
+
     /// A stream that moves `moved` bytes each `pause`: after how many transfers it rests.
     async fn rest_of(pace: &mut Pace, moved: usize, pause: Duration) -> Option<u32> {
         for count in 1..=10 * MOST {
-            if pace.rests_after(moved) {
+            if pace.rests_after(moved, PIPE) {
                 return Some(count);
             }
             advance(pause).await;
@@ -623,7 +657,7 @@ mod tests {
             (1, micros(1), true),
             (LITTLE - 1, micros(60), true),
             (LITTLE, micros(1), false),
-            (LARGEST, micros(1), false),
+            (PIPE, micros(1), false),
             (1, micros(70), false),
             (1, Duration::from_secs(1), false),
         ] {
@@ -634,11 +668,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_rest_is_followed_by_others_while_that_pays() {
-        for (gathered, pays) in [(400, true), (399, false), (LARGEST / 2, false)] {
+        for (gathered, pays) in [(400, true), (399, false), (PIPE / 2, false)] {
             let mut pace = Pace::new();
             rest_of(&mut pace, 100, Duration::ZERO).await.unwrap();
             for _ in 0..3 {
-                assert_eq!(pace.rests_after(gathered), pays, "{gathered} bytes");
+                assert_eq!(pace.rests_after(gathered, PIPE), pays, "{gathered} bytes");
             }
         }
     }
@@ -652,7 +686,7 @@ mod tests {
                 .await
                 .unwrap();
             // What was said while it rested: one word.
-            assert!(!pace.rests_after(100));
+            assert!(!pace.rests_after(100, PIPE));
             if rests > 10 {
                 assert!(words >= rests * MOST / 3, "{words} words, {rests} rests");
                 break;

@@ -19,18 +19,23 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use nix::unistd::read;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::copy::End;
-use crate::sys;
 
 /// Stack of the thread that waits for a reader; it makes a handful of calls.
 const STACK: usize = 64 << 10;
 
 /// How long a client may pause and still count as one that reads.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Pause before the second look at what the kernel does not announce.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+/// Longest pause between looks at a FIFO that a client reads.
+const READING_PAUSE: Duration = Duration::from_millis(10);
+/// Longest pause between looks at a FIFO that waits for a reader to come back.
+const ABSENCE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The stdin that a client is to write to.
 #[derive(Debug)]
@@ -84,48 +89,75 @@ pub(super) async fn close(end: End) -> io::Result<()> {
     let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let writer = End::unwatched(open(path.as_str(), flags, Mode::empty())?);
     drop(end);
-    if writer.has_reader() {
-        return Ok(());
-    }
-    let opens = sys::fd::opens_of(Path::new(&fd_path(writer.as_fd())))?;
-    let opens = End::source(opens)?;
-    while !writer.has_reader() {
-        opens.readable().await?;
-        // What the events say, the FIFO says better.
-        read(&opens, &mut [0; 4096])?;
+    let mut looks = Looks::new(ABSENCE_PAUSE);
+    while writer.unread() > 0 && !writer.has_reader() {
+        looks.pause().await;
     }
     Ok(())
 }
 
 /// Waits until a client has read all that `fifo` holds, as long as it goes on reading.
-pub(super) async fn consumed(fifo: &End) -> io::Result<()> {
-    if fifo.unread() == 0 {
-        return Ok(());
+pub(super) async fn consumed(fifo: &End) {
+    let mut reading = Reading::default();
+    loop {
+        let unread = fifo.unread();
+        if unread == 0 || !reading.goes_on(unread).await {
+            return;
+        }
     }
-    let reads = Reads::of(fifo)?;
-    while fifo.unread() > 0 && reads.next().await? {}
-    Ok(())
 }
 
-/// What is read from a FIFO; itself no end of it.
-pub(super) struct Reads(End);
+/// Looks at what the kernel does not announce, first often and then less. inotify(7)
+/// would announce it, but its instances are few, and all of a user's processes share them.
+pub(super) struct Looks {
+    pause: Duration,
+    longest: Duration,
+}
 
-impl Reads {
-    /// Watches `fifo`.
-    pub(super) fn of(fifo: &End) -> io::Result<Self> {
-        let path = fd_path(fifo.as_fd());
-        Ok(Self(End::source(sys::fd::reads_of(Path::new(&path))?)?))
+impl Looks {
+    fn new(longest: Duration) -> Self {
+        Self {
+            pause: SHORTEST_PAUSE,
+            longest,
+        }
     }
 
-    /// Waits until somebody reads. False: nobody does any more.
-    pub(super) async fn next(&self) -> io::Result<bool> {
-        let Ok(readable) = timeout(PATIENCE, self.0.readable()).await else {
-            return Ok(false);
-        };
-        readable?;
-        // What the events say, the FIFO says better.
-        read(&self.0, &mut [0; 4096])?;
-        Ok(true)
+    async fn pause(&mut self) {
+        sleep(self.pause).await;
+        self.pause = self.longest.min(self.pause * 2);
+    }
+}
+
+/// Whether a client goes on reading.
+pub(super) struct Reading {
+    looks: Looks,
+    seen: Option<usize>,
+    since: Instant,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            looks: Looks::new(READING_PAUSE),
+            seen: None,
+            since: Instant::now(),
+        }
+    }
+}
+
+impl Reading {
+    /// Pauses. `progress` is a number that changes whenever the client reads. False: it has
+    /// not changed for long.
+    pub(super) async fn goes_on(&mut self, progress: usize) -> bool {
+        if self.seen != Some(progress) {
+            self.seen = Some(progress);
+            self.since = Instant::now();
+            self.looks = Looks::new(READING_PAUSE);
+        } else if self.since.elapsed() >= PATIENCE {
+            return false;
+        }
+        self.looks.pause().await;
+        true
     }
 }
 

@@ -15,6 +15,7 @@ mod console;
 mod copy;
 mod fifo;
 mod logger;
+mod sizes;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -32,12 +33,13 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid, fchown, pipe2};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_local, yield_now};
 use tokio::time::{Instant, timeout_at};
 
 use self::console::{ConsoleSocket, Terminal};
 use self::copy::{Copy, DRAIN, Drain, End, Until};
-use self::fifo::Reads;
+use self::fifo::Reading;
 use self::logger::Logger;
 use self::target::Target;
 use crate::error::{Context, Error, Kind, Result};
@@ -82,9 +84,20 @@ pub struct Opened {
     /// The process's stdin, stdout and stderr.
     passed: [Option<OwnedFd>; 3],
     stdin: Option<Input>,
+    /// Those whose copier has not been started.
     outputs: Vec<Output>,
+    early: Vec<Early>,
     logger: Option<Logger>,
     drain: Rc<Drain>,
+}
+
+/// An output whose copier was started before the OCI runtime.
+#[derive(Debug)]
+struct Early {
+    flow: Flow,
+    task: Task,
+    /// Until it is dropped, only a pipe that fills is copied.
+    _held: oneshot::Sender<()>,
 }
 
 /// A process's stdin: whence it comes, and the pipe it goes to unless that is a
@@ -151,6 +164,7 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
         passed: [None, None, None],
         stdin: None,
         outputs: Vec::new(),
+        early: Vec::new(),
         logger: None,
         drain: Rc::default(),
     };
@@ -281,6 +295,21 @@ impl Opened {
         self.console.as_ref().map(ConsoleSocket::path)
     }
 
+    /// To be called before the runtime's command runs: starts the copiers of pipes, so
+    /// that a runtime that writes more than a pipe holds is not blocked. What it writes
+    /// stays in the pipe, as without this call, until that is half full.
+    pub fn copy_early(&mut self) -> Result<()> {
+        if self.console.is_some() {
+            return Ok(());
+        }
+        for output in std::mem::take(&mut self.outputs) {
+            let (_held, held) = oneshot::channel();
+            let (flow, task) = copy_output(output, None, &self.drain, Some(held))?;
+            self.early.push(Early { flow, task, _held });
+        }
+        Ok(())
+    }
+
     /// After the runtime's command ended well: receives the pty master where there is
     /// one (within 10 s), drops the container's ends and starts the copiers.
     pub async fn start(self) -> Result<Streams> {
@@ -297,9 +326,10 @@ impl Opened {
         };
         drop(self.passed);
         let master = terminal.as_ref().and_then(|terminal| terminal.master());
-        let (mut outputs, mut tasks) = (Vec::new(), Vec::new());
+        let early = self.early.into_iter().map(|early| (early.flow, early.task));
+        let (mut outputs, mut tasks): (Vec<_>, Vec<_>) = early.unzip();
         for output in self.outputs {
-            let (flow, task) = copy_output(output, master.clone(), &self.drain)?;
+            let (flow, task) = copy_output(output, master.clone(), &self.drain, None)?;
             outputs.push(flow);
             tasks.push(task);
         }
@@ -342,8 +372,13 @@ fn copy_input(
     }))
 }
 
-/// Starts copying one output.
-fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Result<(Flow, Task)> {
+/// Starts copying one output. While it is `held`, only a pipe that fills is copied.
+fn copy_output(
+    output: Output,
+    master: Option<Rc<End>>,
+    drain: &Rc<Drain>,
+    held: Option<oneshot::Receiver<()>>,
+) -> Result<(Flow, Task)> {
     let Output { name, from, to } = output;
     let (copy, source) = match (from, master) {
         (Some(pipe), _) => {
@@ -372,12 +407,13 @@ fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Re
     };
     let undrained = drain.output();
     let task = Task::spawn(async move {
+        if let Some(held) = held {
+            copy.hold(held).await;
+        }
         copy.run().await;
         drop(undrained);
         // Open as long as it is being read, so that `Flow::consumed` sees it.
-        if let Err(e) = fifo::consumed(&to).await {
-            log::debug!("wait for the reader of {name}: {e}");
-        }
+        fifo::consumed(&to).await;
         // Of two that share a sink, the last closes it.
         if let Some(sink) = Rc::into_inner(to)
             && let Err(e) = fifo::close(sink).await
@@ -391,35 +427,26 @@ fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Re
 impl Flow {
     /// Waits until the client has read all there is now, or has stopped reading. The
     /// copier's ends stay its own: none is held here while it could close them.
-    async fn consumed(&self) -> io::Result<()> {
+    async fn consumed(&self) {
+        let source = || self.from.as_ref()?.upgrade().map(|from| from.unread());
         let goal = match &self.from {
-            Some(from) => self.moved.get() + from.upgrade().map_or(0, |from| from.unread() as u64),
+            Some(_) => self.moved.get() + source().unwrap_or(0) as u64,
             // A terminal ends with its process, and so does its copier.
             None => u64::MAX,
         };
-        let mut reads = None;
+        // The copier may not have heard yet.
+        yield_now().await;
+        let mut reading = Reading::default();
         while let Some(to) = self.to.upgrade() {
             let unread = to.unread();
-            if self.moved.get().saturating_sub(unread as u64) >= goal {
-                break;
-            }
-            match &reads {
-                // Watched first, looked at again then: no read is missed.
-                None if to.is_pipe() => reads = Some(Reads::of(&to)?),
-                Some(reads) if unread > 0 => {
-                    drop(to);
-                    if !reads.next().await? {
-                        break;
-                    }
-                }
-                // The copier is about to move it.
-                _ => {
-                    drop(to);
-                    yield_now().await;
-                }
+            drop(to);
+            let read = self.moved.get().saturating_sub(unread as u64);
+            // Somebody else may have emptied the source.
+            let empty = unread == 0 && source() == Some(0);
+            if read >= goal || empty || !reading.goes_on(read as usize).await {
+                return;
             }
         }
-        Ok(())
     }
 }
 
@@ -478,8 +505,8 @@ impl Streams {
         let ended = self.drain.exit();
         for output in &self.outputs {
             match timeout_at(ended + DRAIN, output.consumed()).await {
-                Ok(consumed) => consumed.unwrap_or_else(|e| log::debug!("wait for a reader: {e}")),
-                Err(_) => return,
+                Ok(()) => {}
+                Err(_) => return log::debug!("the client did not read all output in 10 s"),
             }
         }
     }

@@ -39,6 +39,76 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Sends `signal`, whatever its number, to process `pid`, or to process group `-pid`
+/// (`kill(2)`). The caller vouches that nobody else can have the number: the process, or
+/// the group's leader, is its own child and has not been reaped.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: the call takes two integers.
+    if unsafe { libc::kill(pid, signal) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Forks a child that executes `command`, and does not wait for that: execve(2) of a
+/// program on a dead file system never returns. Answers the child's pid and what tells
+/// whether it came to run the program. All three of its stdio must be set.
+pub fn fork_exec(mut command: Command) -> io::Result<(i32, ExecResult)> {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    // SAFETY: the child goes on here with its own copy of memory, and only to its exec.
+    // `Command::exec` may allocate, and both C libraries that we are built with keep
+    // their allocator usable in a forked child.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid > 0 {
+        return Ok((pid, ExecResult(reader)));
+    }
+    let errno = command.exec().raw_os_error().unwrap_or(libc::EINVAL);
+    // A pipe takes four bytes whole. If it does not, the exit code says enough.
+    let _ = nix::unistd::write(&writer, &errno.to_ne_bytes());
+    // SAFETY: the call ends this child at once, and takes an integer.
+    unsafe { libc::_exit(127) }
+}
+
+/// Whether a child of [`fork_exec`] came to run its program: the read end of a pipe whose
+/// write end execve(2) closes, and into which a failure is written.
+#[derive(Debug)]
+pub struct ExecResult(OwnedFd);
+
+impl ExecResult {
+    /// The failure, if there was one. Blocks until the child has executed its program or
+    /// has failed to.
+    pub fn wait_blocking(&self) -> io::Result<()> {
+        let mut errno = [0; 4];
+        match nix::unistd::read(&self.0, &mut errno)? {
+            4 => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for a child that has ended: does not block.
+    pub fn of_ended(&self) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::ZERO)? {
+            0 => Ok(()),
+            _ => self.wait_blocking(),
+        }
+    }
+
+    /// Waits, without blocking the thread, until the child has executed its program or
+    /// has failed to, which is an error.
+    pub async fn wait(self) -> io::Result<()> {
+        let watched = super::fd::watch(self.0, tokio::io::Interest::READABLE);
+        let watched = watched.map_err(|(_, error)| error)?;
+        // The guard is of no use: the first event is the only one.
+        let _ = watched.readable().await?;
+        Self(watched.into_inner()).wait_blocking()
+    }
+}
+
 /// Creates a core-scheduling cookie for the caller's process group
 /// (`prctl(PR_SCHED_CORE)`); children inherit it.
 pub fn create_sched_core() -> io::Result<()> {
@@ -191,12 +261,17 @@ pub fn restore_descriptor_limit(command: &mut Command) {
 
 /// Makes the command's process die (`SIGKILL`) when the thread that spawned it does.
 pub fn die_with_parent(command: &mut Command) {
-    // SAFETY: the closure runs between fork and exec and makes one
-    // async-signal-safe system call; it touches no memory of the parent.
+    let parent = std::process::id() as i32;
+    // SAFETY: the closure runs between fork and exec and makes only
+    // async-signal-safe system calls; it touches no memory of the parent.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
                 return Err(io::Error::last_os_error());
+            }
+            // It may have died before: then nothing comes any more.
+            if libc::getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             Ok(())
         });

@@ -108,11 +108,14 @@ const ORDER: &str = "Go sends later events before it tries an earlier one again,
 const TWICE: &str =
     "an exec that failed to start and is started again takes the shim down when it ends";
 const EMPTY: &str =
-    "the runtime's list is empty, which to containerd means that the container is lost";
+    "the runtime lists nobody or fails, which to containerd up to 2.2 means that it is lost";
 const REFUSED: &str = "each start that was refused may tell an exit of its own";
 const BELOW: &str = "youki removes no cgroup that the container made in its own";
 const DEAD: &str = "Go asks the file system itself before it unmounts it";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
+
+const JOINED: &str = "Go answers with its own version, whatever the server it finds speaks";
+const YOUKI_CALLS: &str = "youki itself needs memfd_create and clone3";
 
 const TABLE: &[Difference] = &[
     // start, delete
@@ -190,18 +193,7 @@ const TABLE: &[Difference] = &[
         "Go calls all execs paused, so that clients do not delete one that ended",
     ),
     fails(GO, "init_is_pausing_while_the_runtime_pauses_it", LOCK),
-    fails_with(
-        "runc",
-        GO,
-        "pids_of_a_stopped_container_are_no_empty_list",
-        EMPTY,
-    ),
-    fails_with(
-        "youki",
-        GO,
-        "pids_of_a_stopped_container_are_no_empty_list",
-        EMPTY,
-    ),
+    fails(GO, "pids_of_a_stopped_container_are_no_empty_list", EMPTY),
     fails(GO, "runtime_fails_to_exec_and_is_asked_again", TWICE),
     fails(GO, "runtime_is_taken_away", TWICE),
     may_fail(GO, "one_of_many_starts_is_heeded", REFUSED),
@@ -574,10 +566,10 @@ const TABLE: &[Difference] = &[
         "bad_resources_are_a_clear_error",
         "Go decodes them itself, and does not say what for",
     ),
-    may_fail(
+    fails(
         GO,
         "cgroups_below_are_killed_too",
-        "Go runs `kill` on v2 as well",
+        "Go has the runtime kill them",
     ),
     may_fail(GO, "stats_are_told", CGROUP),
     may_fail(GO, "stats_of_a_created_container", CGROUP),
@@ -644,6 +636,49 @@ const TABLE: &[Difference] = &[
         "server_without_client_and_container_ends",
         "Go's stays for ever",
     ),
+    // an environment that lacks something
+    fails(
+        GO1,
+        "information_is_told_without_newer_calls",
+        "1.x has no -info",
+    ),
+    fails(
+        GO1,
+        "information_is_told_without_a_writable_directory",
+        "1.x has no -info",
+    ),
+    fails(
+        &[Go17, Go2],
+        "image_on_a_loop_device_without_loop_configure",
+        "from 1.7 on Go configures loop devices only as Linux 5.8 can",
+    ),
+    fails(
+        &[Go16],
+        "targets_stay_in_the_rootfs_without_openat2",
+        "before 1.7 mounts have no target",
+    ),
+    fails(
+        GO,
+        "start_that_cannot_answer_leaves_no_server",
+        "Go leaves the server behind",
+    ),
+    fails(GO, "server_of_version_2_is_joined_as_such", JOINED),
+    fails(GO, "server_of_version_3_is_joined_as_such", JOINED),
+    fails(
+        GO,
+        "containerd_1_6_is_told_that_it_cannot_use_a_server_of_version_3",
+        JOINED,
+    ),
+    fails(&[Go2], "server_that_hangs_is_joined", GROUP),
+    fails_with("youki", ALL, "memory_files_are_refused", YOUKI_CALLS),
+    fails_with("youki", ALL, "memory_files_are_unknown", YOUKI_CALLS),
+    fails_with(
+        "youki",
+        ALL,
+        "kernel_4_18_without_all_newer_calls",
+        YOUKI_CALLS,
+    ),
+    fails_with("youki", ALL, "sandbox_refuses_all_newer_calls", YOUKI_CALLS),
 ];
 
 /// A row for a case that is gone would never be missed.

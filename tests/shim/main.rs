@@ -6,10 +6,12 @@ mod differences;
 mod harness;
 
 mod cases {
+    mod bounds;
     mod cgroups;
     mod checkpoint;
     mod cleanup;
     mod descriptors;
+    mod environment;
     mod errors;
     mod events;
     mod exec;

@@ -18,6 +18,7 @@ pub mod events;
 pub mod machine;
 pub mod process;
 pub mod runtime;
+pub mod seccomp;
 mod server;
 pub mod stdio;
 pub mod task;
@@ -117,6 +118,17 @@ pub fn shim_binary() -> &'static str {
         absolute(&binary)
             .unwrap_or_else(|e| panic!("shim {binary}: {e}: build it, or set SHIM_UNDER_TEST"))
     })
+}
+
+/// containerd's own shim that serves this version of the Task service, and no other.
+pub fn go_shim(api: Api) -> &'static str {
+    match api {
+        Api::V2 => "/usr/bin/containerd-shim-runc-v2",
+        Api::V3 => concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/build/containerd-2/usr/bin/containerd-shim-runc-v2"
+        ),
+    }
 }
 
 /// The OCI runtime's name or path.

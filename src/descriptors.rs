@@ -52,6 +52,13 @@ pub fn claim(what: &str) -> Result<Claim> {
     Ok(Claim(()))
 }
 
+/// Whether `count` files that are of use, but not needed, may be kept open.
+pub fn suffice_for(count: u64) -> bool {
+    let (limit, open) = limit_and_open();
+    let claimed = CLAIMED.load(Ordering::Relaxed);
+    fits(limit, open.saturating_add(claimed + count), RESERVE)
+}
+
 /// Whether a connection may be taken.
 pub fn suffice_for_connection() -> bool {
     let (limit, open) = limit_and_open();

@@ -636,6 +636,12 @@ const TABLE: &[Difference] = &[
         "server_without_client_and_container_ends",
         "Go's stays for ever",
     ),
+    fails_with(
+        "youki",
+        ALL,
+        "processes_have_the_default_actions_of_signals",
+        "youki has SIGPIPE ignored, and passes that on",
+    ),
     // an environment that lacks something
     fails(
         GO1,

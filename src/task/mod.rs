@@ -141,7 +141,10 @@ impl Tasks {
     /// As [`Tasks::delete`] for a container that is being created; whatever hangs, this
     /// returns.
     pub async fn give_up_creation(&self, id: &str) {
-        if timeout(GIVE_UP_TIMEOUT, self.undo_creation(id)).await.is_err() {
+        if timeout(GIVE_UP_TIMEOUT, self.undo_creation(id))
+            .await
+            .is_err()
+        {
             log::error!("undo create of {id}: not done within {GIVE_UP_TIMEOUT:?}");
         }
     }

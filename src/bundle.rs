@@ -41,6 +41,9 @@ pub struct Linux {
     /// The namespaces that the container does not share with the runtime.
     #[serde(deserialize_with = "null_is_default")]
     pub namespaces: Vec<Namespace>,
+    /// Which cgroup it is to have: a path, or `SLICE:PREFIX:NAME` with systemd.
+    #[serde(rename = "cgroupsPath", deserialize_with = "null_is_default")]
+    pub cgroups_path: String,
 }
 
 /// A namespace that the container is to be in.

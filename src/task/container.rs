@@ -20,9 +20,9 @@ use super::process::Process;
 use super::state::{ExecOp, Op, Refusal, State, step, step_exec};
 use super::{Reserved, Shared, check_name};
 use crate::blocking;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, Spec};
 use crate::cancel::Cancel;
-use crate::cgroup::{Cgroup, Stats};
+use crate::cgroup::{Cgroup, Plan, Planned, Stats};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Event;
 use crate::mount::{Mount, mount_all, unmount_all};
@@ -127,6 +127,8 @@ pub struct Container {
     /// The shim mounted the rootfs, so it unmounts it.
     mounted: bool,
     shares_pids: bool,
+    /// The cgroup that `config.json` asks for.
+    cgroups_path: String,
     checkpoint: Option<String>,
     cgroup: RefCell<Option<Rc<Cgroup>>>,
     stats_asked: Cell<Option<Instant>>,
@@ -151,11 +153,11 @@ impl Container {
     ) -> Result<Rc<Container>> {
         let mounted = !create.rootfs.is_empty();
         let rootfs = create.bundle.rootfs();
-        let shares_pids = prepare_bundle(&create, cancel).await?;
+        let spec = prepare_bundle(&create, cancel).await?;
         if mounted {
             mount_rootfs(&shared, &create, cancel, reserved).await?;
         }
-        let made = Self::make(shared, create, mounted, shares_pids, cancel).await;
+        let made = Self::make(shared, create, spec, cancel).await;
         if made.is_err() && mounted {
             undo_mounts(None, rootfs, reserved).await;
         }
@@ -166,8 +168,7 @@ impl Container {
     async fn make(
         shared: Rc<Shared>,
         create: Create,
-        mounted: bool,
-        shares_pids: bool,
+        spec: Spec,
         cancel: &Cancel,
     ) -> Result<Rc<Container>> {
         let container = Rc::new(Container {
@@ -178,8 +179,9 @@ impl Container {
                 create.bundle.path(),
             ),
             shared,
-            mounted,
-            shares_pids,
+            mounted: !create.rootfs.is_empty(),
+            shares_pids: !spec.has_private_pid_namespace(),
+            cgroups_path: spec.linux.cgroups_path,
             bundle: create.bundle,
             options: create.options,
             checkpoint: create.checkpoint,
@@ -220,12 +222,38 @@ impl Container {
         let opened = cancel.unless(stdio::open(&self.init.stdio, &owner)).await;
         let io = opened.unwrap_or_else(|cause| Err(Error::from(cause).within("open stdio")))?;
         let begun = self.begin_with(io, cancel).await;
-        if begun.is_err() && self.runtime.state_dir(&self.init.id).exists() {
-            let limit = Cancel::after(UNDO_TIMEOUT);
-            let undone = self.runtime.kill_and_delete(&self.init.id, &limit).await;
-            undone.unwrap_or_else(|e| log::error!("undo create of {}: {e}", self.init.id));
+        if begun.is_err() {
+            self.undo_begin().await;
         }
         begun
+    }
+
+    /// Removes what the runtime has made, however far it came: its state, and a cgroup that
+    /// it may not know of any more.
+    async fn undo_begin(&self) {
+        let id = &self.init.id;
+        if self.runtime.state_dir(id).exists() {
+            let limit = Cancel::after(UNDO_TIMEOUT);
+            let undone = self.runtime.kill_and_delete(id, &limit).await;
+            undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+        }
+        let undone = self.remove_planned_cgroup().await;
+        undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+    }
+
+    /// Kills what is in the cgroup that `config.json` asks for, and removes it.
+    async fn remove_planned_cgroup(&self) -> Result<()> {
+        let cgroup = Planned::find(Plan {
+            cgroups_path: &self.cgroups_path,
+            id: &self.init.id,
+            systemd: self.options.systemd_cgroup,
+            shim_cgroup: &self.options.shim_cgroup,
+        })?;
+        let killed = match cgroup.exists() {
+            true => cgroup.kill(UNDO_TIMEOUT).await,
+            false => return Ok(()),
+        };
+        killed.and(cgroup.remove(UNDO_TIMEOUT).await)
     }
 
     async fn begin_with(&self, mut io: Opened, cancel: &Cancel) -> Result<Exited> {
@@ -683,7 +711,11 @@ impl Container {
         let paused = self.runtime.pause(&self.init.id, cancel).await;
         self.pausing.set(false);
         if paused.is_err() && cancel.is_expired() {
-            // It may have frozen the container before it was killed.
+            // It may have frozen the container before it was killed, and youki believes its
+            // own record of that.
+            let limit = Cancel::after(TURN_TIMEOUT);
+            let resumed = self.runtime.resume(&self.init.id, &limit).await;
+            log::debug!("undo pause of {}: {resumed:?}", self.init.id);
             self.thaw().await;
         }
         paused?;
@@ -931,9 +963,8 @@ const SIGKILL: u32 = nix::sys::signal::Signal::SIGKILL as u32;
 /// The status of what SIGKILL ended.
 const KILLED: u32 = 128 + SIGKILL;
 
-/// Writes what the bundle is to hold, and reads what it holds: whether the container
-/// shares its pid namespace.
-async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<bool> {
+/// Writes what the bundle is to hold, and reads `config.json`.
+async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<Spec> {
     let (bundle, options) = (create.bundle.clone(), create.options.clone());
     let makes_rootfs = !create.rootfs.is_empty();
     let prepare = move || {
@@ -941,7 +972,7 @@ async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<bool> {
         if makes_rootfs {
             bundle.make_rootfs()?;
         }
-        Ok(!bundle.spec()?.has_private_pid_namespace())
+        bundle.spec()
     };
     let prepared = cancel.unless(blocking::run(prepare)).await;
     let prepared = prepared.map_err(Error::from).flatten();

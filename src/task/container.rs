@@ -23,6 +23,7 @@ use crate::blocking;
 use crate::bundle::{Bundle, Spec};
 use crate::cancel::Cancel;
 use crate::cgroup::{Cgroup, Plan, Planned, Stats};
+use crate::descriptors;
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Event;
 use crate::mount::{Mount, mount_all, unmount_all};
@@ -52,6 +53,9 @@ const STATS_BURST: Duration = Duration::from_secs(1);
 /// Of how many containers at a time: each has about thirty files, and the server no more
 /// than 1024 descriptors where containerd has raised no limit.
 const STATS_BURSTS: usize = 8;
+
+/// Files of statistics that one container keeps open, at most.
+const STATS_FILES: u64 = 40;
 
 /// What Create asks for.
 pub struct Create {
@@ -833,7 +837,11 @@ impl Container {
         let before = self.stats_asked.replace(Some(Instant::now()));
         let again = before.is_some_and(|at| at.elapsed() < STATS_BURST);
         let bursts = &self.shared.stats_bursts;
-        if again && Rc::strong_count(bursts) <= STATS_BURSTS && cgroup.keep_open() {
+        if again
+            && Rc::strong_count(bursts) <= STATS_BURSTS
+            && descriptors::suffice_for(STATS_FILES)
+            && cgroup.keep_open()
+        {
             let (cgroup, burst) = (Rc::downgrade(&cgroup), bursts.clone());
             spawn_local(async move {
                 sleep(STATS_BURST).await;

@@ -154,10 +154,10 @@ const TABLE: &[Difference] = &[
         "delete_after_a_delete_needs_no_runtime",
         "Go runs `delete --force` whatever there is",
     ),
-    may_fail(
+    fails(
         GO,
         "other_signals_do_not_end_the_shim",
-        "SIGHUP ends Go's shim, unless it was ignored before",
+        "SIGHUP and SIGQUIT end Go's shim",
     ),
     // options
     fails(
@@ -579,6 +579,62 @@ const TABLE: &[Difference] = &[
         GO,
         "server_is_as_small_after_many_execs_as_before",
         "Go's threads stay",
+    ),
+    // server limits
+    fails(
+        GO,
+        "processes_have_the_default_actions_of_signals",
+        "Go passes on what its parent ignored",
+    ),
+    fails(
+        GO,
+        "state_of_the_server_is_logged_on_sigusr1",
+        "Go logs its stacks, or nothing",
+    ),
+    fails(
+        GO,
+        "parked_waits_cost_little_memory",
+        "Go has a goroutine for each",
+    ),
+    fails(
+        GO,
+        "metadata_costs_neither_time_nor_memory",
+        "Go decodes all of it, whatever that takes",
+    ),
+    fails(
+        GO,
+        "a_million_mounts_are_refused",
+        "Go decodes all of it, whatever that takes",
+    ),
+    fails(
+        GO,
+        "clients_that_do_not_read_hold_up_no_other",
+        "Go goes on reading and answering",
+    ),
+    fails(
+        GO,
+        "a_negative_timeout_has_passed",
+        "Go's handlers do not look at the deadline",
+    ),
+    fails(
+        GO1,
+        "server_ends_soon_when_nobody_listens_for_its_events",
+        "1.x calls that a failure, by its exit code",
+    ),
+    fails(
+        GO,
+        "what_ends_processes_works_without_descriptors_for_new_ones",
+        "Go keeps no descriptors in reserve",
+    ),
+    fails(
+        &[Go16],
+        "soft_limit_of_descriptors_is_raised_for_the_server_only",
+        "Go passes the raised limit on, if it was built with a Go before 1.21",
+    ),
+    fails(
+        GO,
+        "server_without_client_and_container_ends",
+        "Go's stays for ever",
     ),
     // an environment that lacks something
     fails(

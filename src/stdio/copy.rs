@@ -31,6 +31,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::fifo::Reading;
 use super::sizes::{self, QUIET, SHRINK_PAUSE, Sizes};
 use crate::sys;
 
@@ -345,6 +346,8 @@ pub(super) struct Copy {
     name: String,
     splices: bool,
     sizes: Sizes,
+    /// Its pipes are to shrink, and hold too much for that.
+    lags: bool,
     pace: Pace,
     /// Empty while nothing comes.
     buffer: Vec<u8>,
@@ -368,6 +371,7 @@ impl Copy {
             name,
             splices: true,
             sizes,
+            lags: false,
             pace: Pace::new(),
             buffer: Vec::new(),
             pending: 0..0,
@@ -468,6 +472,9 @@ impl Copy {
             Ok(moved) => {
                 self.count(moved);
                 self.sizes.transferred(moved);
+                if self.lags {
+                    self.shrink();
+                }
                 Ok(moved)
             }
             Err(e @ (Errno::EAGAIN | Errno::EINTR)) => Err(e),
@@ -555,15 +562,37 @@ impl Copy {
     /// Waits until a transfer is possible. False: there will be none. Pipes that grew
     /// shrink meanwhile: nothing comes, or nobody reads.
     async fn wait(&mut self) -> bool {
+        if self.sizes.are_too_large() {
+            self.shrink();
+        }
         let mut pause = QUIET;
         while self.sizes.are_grown() {
             match timeout(pause, self.possible()).await {
+                Ok(true) if self.lags => return self.wait_to_shrink().await,
                 Ok(possible) => return possible,
-                Err(_) if self.sizes.shrink() => break,
+                Err(_) if self.shrink() => break,
                 Err(_) => pause = SHRINK_PAUSE.min(pause * 2),
             }
         }
         self.possible().await
+    }
+
+    /// The reader has become slow, or had stopped: waits, as long as it goes on, until the next
+    /// transfer makes the pipes shrink.
+    async fn wait_to_shrink(&mut self) -> bool {
+        let mut reading = Reading::default();
+        while !self.sizes.can_shrink() {
+            if !reading.goes_on(self.to.unread()).await {
+                break;
+            }
+        }
+        self.shrink();
+        true
+    }
+
+    fn shrink(&mut self) -> bool {
+        self.lags = !self.sizes.shrink();
+        !self.lags
     }
 
     async fn possible(&mut self) -> bool {

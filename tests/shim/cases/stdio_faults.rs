@@ -20,7 +20,7 @@ use crate::harness::wire::Connection;
 use crate::harness::*;
 
 /// For cases that wait for long, and know no Task API: one run of them is enough.
-fn is_repetition(d: &Daemon) -> bool {
+pub(super) fn is_repetition(d: &Daemon) -> bool {
     apis().last() != Some(&d.api)
 }
 
@@ -49,7 +49,7 @@ fn assert_answers(c: &Container) {
 }
 
 /// FIFOs for the output: stdout is read when it is asked for, stderr always.
-fn tapped(d: &Daemon, name: &str) -> (Stdio, Tap, Reader) {
+pub(super) fn tapped(d: &Daemon, name: &str) -> (Stdio, Tap, Reader) {
     let [stdout, stderr] = ["out", "err"].map(|stream| d.fifo(&format!("{name}-{stream}")));
     let (tap, reader) = (d.tap(&stdout), d.read(&stderr));
     let stdio = Stdio {

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,9 +16,12 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_rs_v2::proto::types::Status;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::mount::{MntFlags, umount2};
 use serde_json::json;
 
-use super::stdio_faults::{is_repetition, tapped};
+use super::stdio::both;
+use super::stdio_faults::{assert_answers, is_repetition, size, tapped};
+use super::unmount::Silent;
 use crate::harness::container::Container;
 use crate::harness::stdio::{Reader, Tap};
 use crate::harness::*;
@@ -70,6 +74,67 @@ fn drain(mut tap: Tap, done: &Arc<AtomicBool>) -> thread::JoinHandle<Tap> {
         while !done.load(Ordering::Relaxed) && !tap.read(1 << 20).is_empty() {}
         tap
     })
+}
+
+/// A disk that can be frozen; thawed and gone when this is.
+struct Disk {
+    point: PathBuf,
+    patience: Duration,
+}
+
+impl Disk {
+    fn new(d: &Daemon) -> Disk {
+        let (image, point) = (d.path("image"), d.path("disk"));
+        let file = fs::File::create(&image).expect("make an image");
+        file.set_len(16 << 20).expect("make an image");
+        fs::create_dir(&point).expect("make a mount point");
+        let disk = Disk {
+            point,
+            patience: d.patience,
+        };
+        disk.run(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        disk.run(
+            Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(&image)
+                .arg(&disk.point),
+        );
+        disk
+    }
+
+    /// Whoever writes to it waits from now on.
+    fn freeze(&self) {
+        self.run(Command::new("fsfreeze").arg("--freeze").arg(&self.point));
+    }
+
+    fn thaw(&self) {
+        self.run(Command::new("fsfreeze").arg("--unfreeze").arg(&self.point));
+    }
+
+    #[track_caller]
+    fn run(&self, command: &mut Command) {
+        let output = process::run(command, &[], self.patience);
+        assert_eq!(output.status, 0, "{command:?}: {}", output.stderr_text());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = process::run(
+            Command::new("fsfreeze").arg("-u").arg(&self.point),
+            &[],
+            self.patience,
+        );
+        let _ = umount2(&self.point, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Whether a thread of the shim waits in the kernel and cannot be interrupted.
+fn is_blocked(c: &Container) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", c.shim_pid)).expect("look at the shim");
+    let state =
+        |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+    tasks.flatten().any(|task| state(task).contains(") D "))
 }
 
 cases! {
@@ -236,5 +301,73 @@ cases! {
         assert!(spent < Duration::from_secs(1), "{spent:?} of processor time");
         e.delete().unwrap();
         c.end();
+    }
+
+    fn log_on_a_frozen_file_system_holds_up_nobody_else(d) {
+        let other = d.container("other", &["sleep", "inf"]).group("pod").run();
+        let disk = Disk::new(d);
+        let log = disk.point.join("c.log");
+        let stdio = both(&format!("file://{}", log.display()));
+        let c = d.container("c", &["yes"]).group("pod").stdio(stdio).run();
+        d.eventually("a log", || size(&log) > 0);
+        disk.freeze();
+        d.eventually("a blocked write", || is_blocked(&c));
+        for _ in 0..3 {
+            assert_answers(&other);
+        }
+        c.end();
+        d.events.get("c", "exit");
+        let delete = c.delete_pending();
+        assert_answers(&other);
+        delete.wait().unwrap();
+        assert_answers(&other);
+        disk.thaw();
+        d.eventually("one thread", || other.footprint().1 == 1);
+        d.eventually("a closed log", || !other.footprint().0.iter().any(|name| name.ends_with("c.log")));
+        c.assert_gone();
+        other.end();
+        other.finish();
+    }
+
+    fn log_on_a_frozen_file_system_goes_on_when_it_is_thawed(d) {
+        let disk = Disk::new(d);
+        let log = disk.point.join("c.log");
+        let stdio = both(&format!("file://{}", log.display()));
+        let c = d.shell("c", "echo one; until test -e /tmp/go; do sleep 0.1; done; seq 1 50000").stdio(stdio).run();
+        d.eventually("a log", || size(&log) > 0);
+        disk.freeze();
+        c.exec("go", &["touch", "/tmp/go"]).unwrap().start().unwrap();
+        d.eventually("a blocked write", || is_blocked(&c));
+        disk.thaw();
+        assert_eq!(c.exit_status(), 0);
+        c.finish();
+        let wanted: String = (1..=50_000).map(|n| format!("{n}\n")).collect();
+        assert!(fs::read_to_string(&log).unwrap() == format!("one\n{wanted}"), "not in order");
+    }
+
+    fn log_on_a_dead_file_system_holds_up_nobody_else(d) {
+        let other = d.container("other", &["sleep", "inf"]).group("pod").run();
+        let point = d.path("silent");
+        fs::create_dir(&point).unwrap();
+        let silent = Silent::mounted(&point);
+        let url = format!("file://{}/new/c.log", point.display());
+        let path = point.join("fifo").display().to_string();
+        let creates = [("a", both(&url)), ("b", both(&path))].map(|(id, stdio)| {
+            let c = d.container(id, &["true"]).group("pod").stdio(stdio).shim();
+            let create = c.create_pending();
+            (c, create)
+        });
+        for _ in 0..3 {
+            assert_answers(&other);
+        }
+        assert!(creates.iter().all(|(_, create)| !create.answered()));
+        drop(silent);
+        for (c, create) in creates {
+            create.wait().unwrap_err();
+            c.assert_gone();
+        }
+        d.eventually("one thread", || other.footprint().1 == 1);
+        other.end();
+        other.finish();
     }
 }

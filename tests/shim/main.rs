@@ -29,6 +29,7 @@ mod cases {
     mod start;
     mod stdio;
     mod stdio_faults;
+    mod stdio_limits;
     mod times;
     mod unmount;
     mod userns;

@@ -17,7 +17,7 @@ use super::process::Process;
 use super::state::{ExecOp, Op, Refusal, State, step, step_exec};
 use super::{Shared, check_name};
 use crate::bundle::Bundle;
-use crate::cgroup::{Cgroup, Stats};
+use crate::cgroup::{Cgroup, Plan, Planned, Stats};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Event;
 use crate::mount::{Mount, mount_all, unmount_all};
@@ -149,7 +149,14 @@ impl Container {
 
     /// The part of [`Container::create`] between the mounts and the telling.
     async fn make(shared: Rc<Shared>, create: Create, mounted: bool) -> Result<Rc<Container>> {
-        let shares_pids = !create.bundle.spec()?.has_private_pid_namespace();
+        let spec = create.bundle.spec()?;
+        Planned::check_alone(Plan {
+            cgroups_path: &spec.linux.cgroups_path,
+            id: &create.id,
+            systemd: create.options.systemd_cgroup,
+            shim_cgroup: &create.options.shim_cgroup,
+        })?;
+        let shares_pids = !spec.has_private_pid_namespace();
         let container = Rc::new(Container {
             runtime: Runtime::new(
                 shared.reaper.clone(),

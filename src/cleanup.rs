@@ -6,8 +6,11 @@
 //! knows the container, which after an orderly end it does not; it never harms a
 //! server that is alive.
 //!
-//! Lacks on purpose: a search for processes. Without the runtime's state there are
-//! none, and with it the runtime kills the whole cgroup.
+//! What is in the container's cgroup is killed before the runtime is asked, which may hang;
+//! a cgroup that it made and has no state of, or that it leaves, is removed.
+//!
+//! Lacks on purpose: a search for processes outside of the cgroup. Without the runtime's
+//! state there are none.
 
 use std::io::Write;
 use std::path::Path;
@@ -15,6 +18,7 @@ use std::time::Duration;
 
 use crate::bundle::Bundle;
 use crate::cancel::Cancel;
+use crate::cgroup::{Plan, Planned};
 use crate::cli::Flags;
 use crate::error::{Context, Error, Result};
 use crate::mount;
@@ -25,8 +29,11 @@ use crate::reaper::Reaper;
 use crate::runtime::Runtime;
 use crate::socket;
 
-/// How long the OCI runtime may take; containerd allows 5 s for everything.
-const RUNTIME_LIMIT: Duration = Duration::from_secs(4);
+/// How long it may take to kill what is in the cgroup, for the OCI runtime to do its part,
+/// and to remove the cgroup: containerd allows 5 s for everything.
+const KILL_LIMIT: Duration = Duration::from_millis(700);
+const RUNTIME_LIMIT: Duration = Duration::from_secs(3);
+const REMOVE_LIMIT: Duration = Duration::from_millis(500);
 
 /// 128 + `SIGKILL`: what containerd reports of a container that nobody waited for.
 const KILLED: u32 = 137;
@@ -70,7 +77,7 @@ fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> u32
     }
 }
 
-/// Has the runtime kill and forget the container, if it knows it.
+/// Kills the container, has the runtime forget it, if that knows it, and removes its cgroup.
 fn delete_container(flags: &Flags, bundle: &Bundle) -> Result<()> {
     // Broken options are told below; the container is most likely where the
     // defaults say.
@@ -85,18 +92,53 @@ fn delete_container(flags: &Flags, bundle: &Bundle) -> Result<()> {
         _ => bundle.path(),
     };
     let runtime = Runtime::new(reaper.clone(), &options, &flags.namespace, place);
-    if !runtime.state_dir(&flags.id).exists() {
+    let is_known = runtime.state_dir(&flags.id).exists();
+    let cgroup = planned_cgroup(flags, bundle, &options);
+    if !is_known && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists()) {
         return broken;
     }
     let delete = async {
-        let limit = Cancel::after(RUNTIME_LIMIT);
-        runtime.kill_and_delete(&flags.id, &limit).await
+        let killed = match &cgroup {
+            Some(cgroup) => cgroup.kill(KILL_LIMIT).await,
+            None => Ok(()),
+        };
+        let deleted = match is_known {
+            true => delete_by_runtime(&runtime, &flags.id).await,
+            false => Ok(()),
+        };
+        // What the runtime has made meanwhile, too.
+        let removed = match planned_cgroup(flags, bundle, &options) {
+            Some(cgroup) => cgroup.remove(REMOVE_LIMIT).await,
+            None => Ok(()),
+        };
+        deleted.and(killed).and(removed)
     };
     reaper
         .block_on(delete)
         .context(|| "start the event loop")?
         .map_err(|e| e.within(format!("delete container {}", flags.id)))
         .and(broken)
+}
+
+/// Has the runtime kill and forget container `id`. Left alone when that takes too long, it
+/// dies with this process.
+async fn delete_by_runtime(runtime: &Runtime, id: &str) -> Result<()> {
+    let limit = Cancel::after(RUNTIME_LIMIT);
+    runtime.kill_and_delete(id, &limit).await
+}
+
+/// The cgroup that `config.json` asks for; `None` when that is gone or broken.
+fn planned_cgroup(flags: &Flags, bundle: &Bundle, options: &Options) -> Option<Planned> {
+    let spec = bundle.spec().ok()?;
+    let plan = Plan {
+        cgroups_path: &spec.linux.cgroups_path,
+        id: &flags.id,
+        systemd: options.systemd_cgroup,
+        shim_cgroup: &options.shim_cgroup,
+    };
+    Planned::find(plan)
+        .inspect_err(|e| log::warn!("find the cgroup of {}: {e}", flags.id))
+        .ok()
 }
 
 /// Removes the server's socket; other containers of a pod may still be served on it.

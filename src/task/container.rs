@@ -158,6 +158,8 @@ impl Container {
         let mounted = !create.rootfs.is_empty();
         let rootfs = create.bundle.rootfs();
         let spec = prepare_bundle(&create, cancel).await?;
+        let cgroups_path = &spec.linux.cgroups_path;
+        Planned::check_alone(plan(&create.id, cgroups_path, &create.options))?;
         if mounted {
             mount_rootfs(&shared, &create, cancel, reserved).await?;
         }
@@ -247,12 +249,7 @@ impl Container {
 
     /// Kills what is in the cgroup that `config.json` asks for, and removes it.
     async fn remove_planned_cgroup(&self) -> Result<()> {
-        let cgroup = Planned::find(Plan {
-            cgroups_path: &self.cgroups_path,
-            id: &self.init.id,
-            systemd: self.options.systemd_cgroup,
-            shim_cgroup: &self.options.shim_cgroup,
-        })?;
+        let cgroup = Planned::find(plan(&self.init.id, &self.cgroups_path, &self.options))?;
         let killed = match cgroup.exists() {
             true => cgroup.kill(UNDO_TIMEOUT).await,
             false => return Ok(()),
@@ -970,6 +967,16 @@ impl Container {
 const SIGKILL: u32 = nix::sys::signal::Signal::SIGKILL as u32;
 /// The status of what SIGKILL ended.
 const KILLED: u32 = 128 + SIGKILL;
+
+/// What asks for the cgroup of container `id`.
+fn plan<'a>(id: &'a str, cgroups_path: &'a str, options: &'a Options) -> Plan<'a> {
+    Plan {
+        cgroups_path,
+        id,
+        systemd: options.systemd_cgroup,
+        shim_cgroup: &options.shim_cgroup,
+    }
+}
 
 /// Writes what the bundle is to hold, and reads `config.json`.
 async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<Spec> {

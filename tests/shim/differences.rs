@@ -153,6 +153,9 @@ const TWICE: &str =
     "an exec that failed to start and is started again takes the shim down when it ends";
 const EMPTY: &str =
     "the runtime lists nobody or fails, which to containerd up to 2.2 means that it is lost";
+const SHARED: &str = "the runtime kills all that is in the cgroup, whoever else is in it";
+const BY_CGROUP: &str = "the runtime knows those in its cgroup only";
+const LEFT_OVER: &str = "Go knows what the runtime has kept state of only";
 const REFUSED: &str = "each start that was refused may tell an exit of its own";
 const BELOW: &str = "youki removes no cgroup that the container made in its own";
 const DEAD: &str = "Go asks the file system itself before it unmounts it";
@@ -723,6 +726,59 @@ const TABLE: &[Difference] = &[
         YOUKI_CALLS,
     ),
     fails_with("youki", ALL, "sandbox_refuses_all_newer_calls", YOUKI_CALLS),
+    // cgroups that are not the container's alone, frozen, or left over
+    fails(GO, "container_in_the_shims_cgroup_is_refused", SHARED),
+    fails(
+        GO,
+        "others_that_were_in_the_cgroup_before_are_spared",
+        SHARED,
+    ),
+    fails(
+        GO,
+        "shim_that_is_moved_into_the_containers_cgroup_survives",
+        SHARED,
+    ),
+    fails(GO, "container_without_cgroups_is_killed_alone", BY_CGROUP),
+    fails(GO, "descendants_are_killed_without_cgroups", BY_CGROUP),
+    fails(GO, "signal_to_all_reaches_no_others", BY_CGROUP),
+    fails(
+        GO,
+        "exec_that_left_the_cgroup_does_not_hold_inits_exit",
+        BY_CGROUP,
+    ),
+    fails(GO, "pids_of_an_init_that_left_its_cgroup", BY_CGROUP),
+    fails(
+        GO,
+        "pids_of_many_and_deep_cgroups_are_answered",
+        "the runtime goes by paths, which may be too long",
+    ),
+    fails(
+        GO,
+        "frozen_cgroup_below_can_be_killed",
+        "the runtime thaws the container's cgroup only",
+    ),
+    fails_with("youki", ALL, "frozen_cgroup_below_can_be_killed", BELOW),
+    fails(
+        GO,
+        "container_is_killed_while_the_runtime_pauses_it",
+        "Kill waits for the runtime",
+    ),
+    fails(
+        GO,
+        "paused_container_is_killed_while_the_runtime_hangs",
+        "Kill waits for the runtime",
+    ),
+    fails(
+        GO,
+        "delete_kills_a_paused_container_while_the_runtime_hangs",
+        "Go waits for the runtime, and kills nobody itself",
+    ),
+    fails(
+        GO,
+        "cgroup_of_a_create_that_was_cut_short_is_removed",
+        LEFT_OVER,
+    ),
+    fails(GO, "empty_cgroup_without_a_container_is_removed", LEFT_OVER),
 ];
 
 /// A row for a case that is gone would never be missed.

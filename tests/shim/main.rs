@@ -17,6 +17,7 @@ mod cases {
     mod exec;
     mod faults;
     mod grid;
+    mod isolation;
     mod kill;
     mod lifecycle;
     mod metrics;

@@ -241,6 +241,15 @@ impl Container {
         if self.runtime.state_dir(id).exists() {
             let limit = Cancel::after(UNDO_TIMEOUT);
             let undone = self.runtime.kill_and_delete(id, &limit).await;
+            // A runtime that was killed may have left a directory that it takes for nothing.
+            let left = || Error::unknown("delete left the state");
+            let undone = match self.runtime.state_dir(id).exists() {
+                true => {
+                    let error = undone.err().unwrap_or_else(left);
+                    self.runtime.forget_unreadable(id, error).await
+                }
+                false => undone,
+            };
             undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
         }
         let undone = self.remove_planned_cgroup().await;

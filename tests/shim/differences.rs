@@ -162,6 +162,7 @@ const DEAD: &str = "Go asks the file system itself before it unmounts it";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
 
 const JOINED: &str = "Go answers with its own version, whatever the server it finds speaks";
+const UNREADABLE: &str = "Go leaves all to the runtime, which cannot read its own state";
 const YOUKI_CALLS: &str = "youki itself needs memfd_create and clone3";
 
 const TABLE: &[Difference] = &[
@@ -717,6 +718,26 @@ const TABLE: &[Difference] = &[
         JOINED,
     ),
     fails(&[Go2], "server_that_hangs_is_joined", GROUP),
+    fails(
+        GO,
+        "container_is_deleted_though_the_runtimes_state_is_empty",
+        UNREADABLE,
+    ),
+    fails(
+        GO,
+        "dead_shims_container_is_deleted_though_the_runtimes_state_is_empty",
+        UNREADABLE,
+    ),
+    fails(
+        GO,
+        "delete_ends_in_time_though_the_runtime_hangs_and_the_rootfs_is_busy",
+        "Go's delete waits for the runtime without a limit",
+    ),
+    fails(
+        GO,
+        "delete_does_not_report_a_container_that_lives_on_as_killed",
+        "Go answers 137 whatever became of the container",
+    ),
     fails_with("youki", ALL, "memory_files_are_refused", YOUKI_CALLS),
     fails_with("youki", ALL, "memory_files_are_unknown", YOUKI_CALLS),
     fails_with(

@@ -44,7 +44,8 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// unmounting.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two tries to thaw what was killed, while another may be freezing it.
+/// Between the first two tries to thaw what was killed, while another may be freezing it;
+/// each later pause is twice as long.
 const THAW_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the files of statistics stay open for a client that asks more often than that.
@@ -289,7 +290,7 @@ impl Container {
     fn find_cgroup(&self, pid: i32) {
         let cgroup = match Cgroup::of(pid) {
             // What goes on from a checkpoint is many processes.
-            Ok(cgroup) if self.checkpoint.is_some() || cgroup.has_only(pid) => Some(cgroup),
+            Ok(cgroup) if self.checkpoint.is_some() || !cgroup.has_others(pid) => Some(cgroup),
             Ok(_) => {
                 log::warn!("the cgroup of {} has others in it", self.init.id);
                 None
@@ -647,11 +648,13 @@ impl Container {
         let container = self.clone();
         spawn_local(async move {
             let deadline = Instant::now() + KILL_TIMEOUT;
-            while timeout(THAW_PAUSE, container.init.wait()).await.is_err() {
+            let mut pause = THAW_PAUSE;
+            while timeout(pause, container.init.wait()).await.is_err() {
                 if Instant::now() >= deadline {
                     return;
                 }
                 container.thaw().await;
+                pause *= 2;
             }
         });
     }

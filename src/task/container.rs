@@ -192,7 +192,9 @@ impl Container {
     /// the runtime is left without the container.
     async fn begin(&self) -> Result<Exited> {
         let _learning = self.shared.reaper.learning();
-        let owner = self.shared.owner(&self.init.id, &self.options);
+        let owner = self
+            .shared
+            .owner(&self.init.id, &self.bundle, &self.options);
         let io = stdio::open(&self.init.stdio, &owner).await?;
         let begun = self.begin_with(io).await;
         if begun.is_err() && self.runtime.state_dir(&self.init.id).exists() {
@@ -372,7 +374,9 @@ impl Container {
     }
 
     async fn launch(&self, exec: &Exec) -> Result<Exited> {
-        let owner = self.shared.owner(&self.init.id, &self.options);
+        let owner = self
+            .shared
+            .owner(&self.init.id, &self.bundle, &self.options);
         let mut io = stdio::open(&exec.process.stdio, &owner).await?;
         let pid = self
             .runtime

@@ -75,11 +75,11 @@ pub(super) struct Input {
 
 impl Input {
     /// What is at `path` now.
-    pub(super) async fn find(path: &Path) -> io::Result<Self> {
-        let place = Place::find(path).await?;
+    pub(super) async fn find(path: &Path, deadline: Instant) -> io::Result<Self> {
+        let place = Place::find(path, deadline).await?;
         let file = match place.kind {
             Kind::Fifo => None,
-            _ => Some(place.open(OFlag::O_RDONLY).await?),
+            _ => Some(place.open(OFlag::O_RDONLY, deadline).await?),
         };
         Ok(Self { place, file })
     }
@@ -102,27 +102,29 @@ impl Input {
 /// Opens `path` to write output to; non-blocking. A FIFO must get a reader until
 /// `deadline`, else `TimedOut`. Anything else is appended to and must exist.
 pub(super) async fn open_output(path: &Path, deadline: Instant) -> io::Result<End> {
-    let place = Place::find(path).await?;
+    let place = Place::find(path, deadline).await?;
     if place.kind != Kind::Fifo {
-        let file = place.open(OFlag::O_WRONLY | OFlag::O_APPEND).await?;
+        let file = place
+            .open(OFlag::O_WRONLY | OFlag::O_APPEND, deadline)
+            .await?;
         return End::opened(file, place.kind, Interest::WRITABLE);
     }
-    let first = match place.open(OFlag::O_WRONLY).await {
+    let first = match place.open(OFlag::O_WRONLY, deadline).await {
         Err(e) if e.raw_os_error() == Some(Errno::ENXIO as i32) => {
             wait_for_reader(&place, deadline).await?
         }
         opened => opened?,
     };
     // With the first end open, the reader never sees this one as a gap.
-    let both = place.open(OFlag::O_RDWR).await?;
+    let both = place.open(OFlag::O_RDWR, deadline).await?;
     drop(first);
     End::sink(both)
 }
 
 /// Opens a file to append to; makes it, and the directories above it.
-pub(super) async fn append_to(path: &Path) -> io::Result<End> {
+pub(super) async fn append_to(path: &Path, deadline: Instant) -> io::Result<End> {
     let path = path.to_owned();
-    let (file, kind) = blocking(move || {
+    let (file, kind) = blocking(deadline, move || {
         if let Some(parent) = path.parent() {
             DirBuilder::new()
                 .recursive(true)
@@ -140,11 +142,19 @@ pub(super) async fn append_to(path: &Path) -> io::Result<End> {
     End::opened(file, kind, Interest::WRITABLE)
 }
 
-/// Runs `work`, which may block in the kernel, on a thread.
+/// Runs `work`, which may block in the kernel, on a thread; `TimedOut` when it has not
+/// returned at `deadline`.
 async fn blocking<T: Send + 'static>(
+    deadline: Instant,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    blocking::run(work).await.map_err(io::Error::other)?
+    match timeout_at(deadline, blocking::run(work)).await {
+        Ok(done) => done.map_err(io::Error::other)?,
+        Err(_) => {
+            let text = "the file system did not answer within 30 s";
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        }
+    }
 }
 
 /// Closes the output `end` once that loses nothing: a FIFO with bytes nobody has read,
@@ -245,7 +255,7 @@ struct Place {
 }
 
 impl Place {
-    async fn find(path: &Path) -> io::Result<Self> {
+    async fn find(path: &Path, deadline: Instant) -> io::Result<Self> {
         // Without a thread for what is usual: a FIFO in memory.
         if let Ok((handle, mode, device)) = sys::fd::find_cached(path) {
             return Ok(Self {
@@ -255,7 +265,7 @@ impl Place {
             });
         }
         let path = path.to_owned();
-        blocking(move || {
+        blocking(deadline, move || {
             let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
             let handle = File::from(open(&path, flags, Mode::empty())?);
             let found = handle.metadata()?;
@@ -268,12 +278,12 @@ impl Place {
         .await
     }
 
-    async fn open(&self, flags: OFlag) -> io::Result<OwnedFd> {
+    async fn open(&self, flags: OFlag, deadline: Instant) -> io::Result<OwnedFd> {
         if self.cached && matches!(self.kind, Kind::Fifo | Kind::Memory) {
             return self.open_now(flags);
         }
         let place = self.clone();
-        blocking(move || place.open_now(flags)).await
+        blocking(deadline, move || place.open_now(flags)).await
     }
 
     fn open_now(&self, flags: OFlag) -> io::Result<OwnedFd> {

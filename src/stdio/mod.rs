@@ -49,8 +49,6 @@ use crate::reaper::Reaper;
 
 /// How long opening may take: a reader to come to a FIFO, a logger to get ready.
 const OPENING: Duration = Duration::from_secs(30);
-/// How much later than that a FIFO's opening may end that waited for a reader.
-const LATE: Duration = Duration::from_secs(1);
 /// How long after it a logging program that has read everything may take to end.
 const LOGGER_END: Duration = Duration::from_secs(2);
 
@@ -73,6 +71,8 @@ pub struct Owner<'a> {
     pub namespace: &'a str,
     /// The container's id.
     pub container_id: &'a str,
+    /// The container's bundle.
+    pub bundle: &'a Path,
     /// User that owns the container's ends of pipes.
     pub uid: u32,
     /// Group that owns them.
@@ -173,7 +173,7 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
         drain: Rc::default(),
     };
     if stdio.terminal {
-        opened.console = Some(ConsoleSocket::new()?);
+        opened.console = Some(ConsoleSocket::new(owner.bundle)?);
     }
     opened.open_stdin(&stdin, owner, deadline).await?;
     match (&stdout, &stderr) {
@@ -200,7 +200,7 @@ impl Opened {
                 return Err(Error::invalid("stdin: not a path or fifo://"));
             }
         };
-        let found = answered(fifo::Input::find(path), deadline).await;
+        let found = fifo::Input::find(path, deadline).await;
         let from = found.map_err(|e| cannot_open("stdin", path, &e))?;
         let to = match self.console {
             Some(_) => None,
@@ -561,15 +561,8 @@ impl Drop for Task {
 /// Opens an output that is not a logging program.
 async fn open_sink(name: &str, target: &Target, deadline: Instant) -> Result<End> {
     let (path, opened) = match target {
-        // It minds the deadline, too, and gives up what waits for a reader.
-        Target::Path(path) => {
-            let late = deadline + LATE;
-            (
-                path,
-                answered(fifo::open_output(path, deadline), late).await,
-            )
-        }
-        Target::File(path) => (path, answered(fifo::append_to(path), deadline).await),
+        Target::Path(path) => (path, fifo::open_output(path, deadline).await),
+        Target::File(path) => (path, fifo::append_to(path, deadline).await),
         Target::None | Target::Logger(_) => {
             return Err(Error::invalid(format!(
                 "{name}: a logger is for both outputs"
@@ -577,18 +570,6 @@ async fn open_sink(name: &str, target: &Target, deadline: Instant) -> Result<End
         }
     };
     opened.map_err(|e| cannot_open(name, path, &e))
-}
-
-/// What `opening` yields, unless the file system does not answer until `deadline`.
-async fn answered<T>(
-    opening: impl Future<Output = io::Result<T>>,
-    deadline: Instant,
-) -> io::Result<T> {
-    let text = "the file system did not answer within 30 s";
-    match timeout_at(deadline, opening).await {
-        Ok(opened) => opened,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, text)),
-    }
 }
 
 fn cannot_open(name: &str, path: &Path, cause: &io::Error) -> Error {

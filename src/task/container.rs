@@ -225,9 +225,7 @@ impl Container {
     /// the runtime is left without the container.
     async fn begin(&self, cancel: &Cancel) -> Result<Exited> {
         let _learning = self.shared.reaper.learning();
-        let owner = self.shared.owner(&self.init.id, &self.options);
-        let opened = cancel.unless(stdio::open(&self.init.stdio, &owner)).await;
-        let io = opened.unwrap_or_else(|cause| Err(Error::from(cause).within("open stdio")))?;
+        let io = self.open_stdio(&self.init, cancel).await?;
         let begun = self.begin_with(io, cancel).await;
         if begun.is_err() {
             self.undo_begin().await;
@@ -267,10 +265,20 @@ impl Container {
         killed.and(cgroup.remove(UNDO_TIMEOUT).await)
     }
 
+    /// Opens a process's stdio, and copies its output from now on: the runtime may write more
+    /// to it than a pipe holds.
+    async fn open_stdio(&self, process: &Process, cancel: &Cancel) -> Result<Opened> {
+        let (id, shared) = (&self.init.id, &self.shared);
+        let owner = shared.owner(id, &self.bundle, &self.options);
+        let opened = cancel.unless(stdio::open(&process.stdio, &owner)).await;
+        let mut opened = opened.unwrap_or_else(|c| Err(Error::from(c).within("open stdio")))?;
+        opened.copy_early()?;
+        Ok(opened)
+    }
+
     async fn begin_with(&self, mut io: Opened, cancel: &Cancel) -> Result<Exited> {
         let pid_file = self.bundle.init_pid_file();
         let id = &self.init.id;
-        io.copy_early()?;
         let pid = match &self.checkpoint {
             None => self.runtime.create(id, &pid_file, &mut io, cancel).await?,
             Some(image) => self.restore(image, &pid_file, &mut io, cancel).await?,
@@ -466,21 +474,12 @@ impl Container {
     }
 
     async fn launch(&self, exec: &Exec, cancel: &Cancel) -> Result<Exited> {
-        let owner = self.shared.owner(&self.init.id, &self.options);
-        let opened = cancel
-            .unless(stdio::open(&exec.process.stdio, &owner))
-            .await;
-        let mut io = opened.unwrap_or_else(|cause| Err(Error::from(cause).within("open stdio")))?;
-        io.copy_early()?;
+        let mut io = self.open_stdio(&exec.process, cancel).await?;
         let id = &self.init.id;
         let pid = self.runtime.exec(id, &exec.spec, &mut io, cancel).await?;
         let (child, exited) = adopt(&self.shared, pid)?;
-        match cancel
-            .unless(io.start())
-            .await
-            .map_err(Error::from)
-            .flatten()
-        {
+        let started = cancel.unless(io.start()).await;
+        match started.map_err(Error::from).flatten() {
             Ok(streams) => {
                 exec.process.began(child, streams);
                 Ok(exited)

@@ -3,7 +3,7 @@
 //! held back.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -23,6 +23,7 @@ use super::stdio::both;
 use super::stdio_faults::{assert_answers, is_repetition, size, tapped};
 use super::unmount::Silent;
 use crate::harness::container::Container;
+use crate::harness::runtime::At;
 use crate::harness::stdio::{Reader, Tap};
 use crate::harness::*;
 
@@ -127,6 +128,15 @@ impl Drop for Disk {
         );
         let _ = umount2(&self.point, MntFlags::MNT_DETACH);
     }
+}
+
+/// What shims, of this case or of others, have in the usual directory for it.
+fn console_directories() -> BTreeSet<PathBuf> {
+    let entries = fs::read_dir("/tmp").expect("read /tmp").flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths
+        .filter(|path| path.join("pty.sock").exists())
+        .collect()
 }
 
 /// Whether a thread of the shim waits in the kernel and cannot be interrupted.
@@ -322,7 +332,7 @@ cases! {
         delete.wait().unwrap();
         assert_answers(&other);
         disk.thaw();
-        d.eventually("one thread", || other.footprint().1 == 1);
+        d.eventually("no blocked thread", || !is_blocked(&other));
         d.eventually("a closed log", || !other.footprint().0.iter().any(|name| name.ends_with("c.log")));
         c.assert_gone();
         other.end();
@@ -366,8 +376,58 @@ cases! {
             create.wait().unwrap_err();
             c.assert_gone();
         }
-        d.eventually("one thread", || other.footprint().1 == 1);
+        d.eventually("no blocked thread", || !is_blocked(&other));
         other.end();
         other.finish();
+    }
+
+    fn console_socket_is_in_the_bundle(d) {
+        let runtime = d.fake_runtime();
+        let fifos = d.terminal("c");
+        let c = d.shell("c", "tty").options(|o| o.binary_name = runtime.path()).stdio(fifos.stdio.clone()).shim();
+        let mut held = runtime.hold("create", At::Before);
+        let create = c.create_pending();
+        held.reached();
+        let sockets = || fs::read_dir(&c.bundle).unwrap().flatten().filter(|entry| entry.path().join("pty.sock").exists()).count();
+        assert_eq!(sockets(), 1);
+        held.release();
+        create.wait().unwrap();
+        assert_eq!(sockets(), 0);
+        c.start().unwrap();
+        assert_eq!(c.exit_status(), 0);
+        assert_eq!(fifos.stdout.end(), "/dev/pts/0\r\n");
+        c.finish();
+    }
+
+    fn console_socket_goes_with_the_bundle_of_a_dead_shim(d) {
+        let before = console_directories();
+        let runtime = d.fake_runtime();
+        let fifos = d.terminal("c");
+        let c = d.shell("c", "tty").options(|o| o.binary_name = runtime.path()).stdio(fifos.stdio.clone()).shim();
+        let mut held = runtime.hold("create", At::Before);
+        let _create = c.create_pending();
+        held.reached();
+        let meanwhile = console_directories();
+        c.kill_shim();
+        held.release();
+        d.delete("c");
+        // Other cases have some for a moment; ours would stay.
+        let made: BTreeSet<_> = meanwhile.difference(&before).cloned().collect();
+        d.eventually("no console socket", || console_directories().is_disjoint(&made));
+    }
+
+    fn terminal_of_a_container_with_a_long_id(d) {
+        let id = "i".repeat(76);
+        let fifos = d.terminal("c");
+        let c = d.shell(&id, "tty").stdio(fifos.stdio.clone()).run();
+        assert_eq!(c.exit_status(), 0);
+        assert_eq!(fifos.stdout.end(), "/dev/pts/0\r\n");
+        let fifos = d.terminal("e");
+        let c = d.running("other");
+        let e = c.exec_with("e", &["tty"], &fifos.stdio).unwrap();
+        e.start().unwrap();
+        assert_eq!(e.exit_status(), 0);
+        assert_eq!(fifos.stdout.end(), "/dev/pts/0\r\n");
+        e.delete().unwrap();
     }
 }

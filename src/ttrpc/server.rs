@@ -25,10 +25,10 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, error, warn};
 use nix::errno::Errno;
@@ -36,7 +36,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{getegid, geteuid};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::{JoinSet, spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 
 use super::frame::{self, Frame, Reader, Received};
@@ -44,8 +44,10 @@ use super::parked::{self, Parked};
 use crate::descriptors;
 use crate::error::{Context as _, Error, Kind, Result};
 
-/// Requests taken from one connection in a row; then the others have their turn.
+/// Requests taken from one connection in a row; then the others have their turn. So they
+/// have when those took [`TURN`].
 const REQUESTS_PER_TURN: usize = 4;
+const TURN: Duration = Duration::from_millis(1);
 
 /// Answers to parked requests that are made in a row; then the others have their turn.
 const ANSWERS_PER_TURN: usize = 64;
@@ -326,7 +328,8 @@ impl Connection {
 
     /// Ready when the client is gone, or must go.
     fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        for _ in 0..REQUESTS_PER_TURN {
+        let begun = Instant::now();
+        for taken in 0..REQUESTS_PER_TURN {
             self.collect(cx);
             if let Poll::Ready(Err(e)) = self.outbox.poll_write(&self.stream, cx) {
                 return Poll::Ready(gone(e));
@@ -335,7 +338,7 @@ impl Connection {
             if !self.outbox.is_empty() {
                 return Poll::Pending;
             }
-            if self.parked.has_answers() {
+            if self.parked.has_answers() || (taken > 0 && begun.elapsed() > TURN) {
                 break;
             }
             if self.running.len() >= MAX_RUNNING || self.running_bytes > MAX_RUNNING_BYTES {
@@ -347,7 +350,8 @@ impl Connection {
                 Err(e) => return Poll::Ready(gone(e)),
             }
         }
-        cx.waker().wake_by_ref();
+        // Goes on once the sockets have been looked at: others may have become readable.
+        let _ = pin!(yield_now()).poll(cx);
         Poll::Pending
     }
 
@@ -587,7 +591,7 @@ mod tests {
     use std::future::pending;
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::task::{LocalSet, yield_now};
+    use tokio::task::LocalSet;
     use ttrpc::proto::{MESSAGE_LENGTH_MAX, Request, Response};
 
     /// Only there so that a test that would hang fails.

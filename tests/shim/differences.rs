@@ -651,6 +651,11 @@ const TABLE: &[Difference] = &[
         "no_process_or_thread_can_be_started",
         "Go kills by the runtime, which cannot be started",
     ),
+    fails(
+        GO,
+        "fuse_helper_goes_with_a_killed_server",
+        "Go's helpers outlive it",
+    ),
     fails_with("youki", ALL, "memory_files_are_refused", YOUKI_CALLS),
     fails_with("youki", ALL, "memory_files_are_unknown", YOUKI_CALLS),
     fails_with(

@@ -48,7 +48,8 @@ impl From<Cause> for Error {
     fn from(cause: Cause) -> Error {
         let kind = match cause {
             Cause::RequestEnded | Cause::TimedOut(_) => Kind::DeadlineExceeded,
-            Cause::InitExited | Cause::Deleted => Kind::Cancelled,
+            Cause::InitExited => Kind::FailedPrecondition,
+            Cause::Deleted => Kind::Cancelled,
         };
         Error::new(kind, cause.to_string())
     }

@@ -7,8 +7,11 @@
 //! reports on stderr what it could not do, and fails when the container lives on; it never
 //! harms a server that is alive.
 //!
-//! Lacks on purpose: a search for processes. Without the runtime's state there are
-//! none, and with it the runtime kills the whole cgroup.
+//! What is in the container's cgroup is killed before the runtime is asked, which may hang;
+//! a cgroup that it made and has no state of, or that it leaves, is removed.
+//!
+//! Lacks on purpose: a search for processes outside of the cgroup. Without the runtime's
+//! state there are none.
 
 use std::fs;
 use std::io::Write;
@@ -19,6 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::bundle::Bundle;
 use crate::cancel::{Cancel, Cause};
+use crate::cgroup::{Plan, Planned};
 use crate::cli::Flags;
 use crate::error::{Context, Error, Kind, Result};
 use crate::mount;
@@ -32,13 +36,22 @@ use crate::socket;
 /// How long everything may take: after 5 s containerd kills this process.
 const LIMIT: Duration = Duration::from_millis(4500);
 
-/// How long the OCI runtime may take of that.
+/// How long it may take of that to kill what is in the cgroup.
+const CGROUP_LIMIT: Duration = Duration::from_millis(700);
+
+/// How long the OCI runtime may take.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long it may take to remove the cgroup.
+const REMOVE_LIMIT: Duration = Duration::from_millis(300);
 
 /// How long a killed runtime may take to end before the next step begins.
 const KILL_LIMIT: Duration = Duration::from_millis(200);
 
-/// What an unmount leaves of [`LIMIT`] to the steps after it, and to detaching.
+/// What the OCI runtime leaves of [`LIMIT`] to the steps after it.
+const REST: Duration = Duration::from_millis(1300);
+
+/// What an unmount leaves to the steps after it, and to detaching.
 const RESERVE: Duration = Duration::from_millis(500);
 
 /// The pause before a process is looked at again: nobody reports the end of one that is
@@ -86,7 +99,7 @@ fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> Res
     let init = pid.map(|pid| Init::of(flags, bundle, pid));
     let reaper = Reaper::new();
     let steps = async {
-        let deleted = delete_container(flags, bundle, &reaper, init.as_ref()).await;
+        let deleted = delete_container(flags, bundle, &reaper, init.as_ref(), end).await;
         deleted.unwrap_or_else(&mut *warn);
         let limit = end.saturating_duration_since(Instant::now() + RESERVE);
         let unmounted = mount::unmount_or_detach(&bundle.rootfs(), limit).await;
@@ -103,12 +116,13 @@ fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> Res
     Ok(pid.unwrap_or_default() as u32)
 }
 
-/// Has the runtime kill and forget the container, if it knows it.
+/// Kills the container, has the runtime forget it, if that knows it, and removes its cgroup.
 async fn delete_container(
     flags: &Flags,
     bundle: &Bundle,
     reaper: &Reaper,
     init: Option<&Init>,
+    end: Instant,
 ) -> Result<()> {
     // Broken options are reported below; the container is most likely where the
     // defaults say.
@@ -122,23 +136,63 @@ async fn delete_container(
         _ => bundle.path(),
     };
     let runtime = Runtime::new(reaper.clone(), &options, &flags.namespace, place);
-    if !runtime.state_dir(&flags.id).exists() {
+    let is_known = runtime.state_dir(&flags.id).exists();
+    let cgroup = planned_cgroup(flags, bundle, &options);
+    if !is_known && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists()) {
         return broken;
     }
-    let limit = Cancel::after(RUNTIME_LIMIT);
-    let delete = runtime.kill_and_delete(&flags.id, &limit);
-    // Dropped, it is killed as well.
-    let deleted = timeout(RUNTIME_LIMIT + KILL_LIMIT, delete).await;
-    let late = || Error::from(Cause::TimedOut(RUNTIME_LIMIT));
-    let deleted = match deleted.unwrap_or_else(|_| Err(late())) {
-        Err(error) if init.is_none_or(|init| !init.is_alive()) => {
-            runtime.forget_unreadable(&flags.id, error).await
-        }
-        deleted => deleted,
+    let killed = match &cgroup {
+        Some(cgroup) => cgroup.kill(CGROUP_LIMIT).await,
+        None => Ok(()),
+    };
+    let deleted = match is_known {
+        true => delete_by_runtime(&runtime, &flags.id, init, end).await,
+        false => Ok(()),
+    };
+    // What the runtime has made meanwhile, too.
+    let removed = match planned_cgroup(flags, bundle, &options) {
+        Some(cgroup) => cgroup.remove(REMOVE_LIMIT).await,
+        None => Ok(()),
     };
     deleted
+        .and(killed)
+        .and(removed)
         .map_err(|e| e.within(format!("delete container {}", flags.id)))
         .and(broken)
+}
+
+/// Has the runtime kill and forget container `id`. State that it cannot read is removed.
+async fn delete_by_runtime(
+    runtime: &Runtime,
+    id: &str,
+    init: Option<&Init>,
+    end: Instant,
+) -> Result<()> {
+    let left = end.saturating_duration_since(Instant::now() + REST);
+    let limit = RUNTIME_LIMIT.min(left);
+    let cancel = Cancel::after(limit);
+    // Dropped, it is killed as well.
+    let deleted = timeout(limit + KILL_LIMIT, runtime.kill_and_delete(id, &cancel)).await;
+    match deleted.unwrap_or_else(|_| Err(Cause::TimedOut(limit).into())) {
+        Err(error) if init.is_none_or(|init| !init.is_alive()) => {
+            runtime.forget_unreadable(id, error).await
+        }
+        deleted => deleted,
+    }
+}
+
+/// The cgroup that `config.json` asks for; `None` when that is gone or broken.
+fn planned_cgroup(flags: &Flags, bundle: &Bundle, options: &Options) -> Option<Planned> {
+    let spec = bundle.spec().ok()?;
+    let plan = Plan {
+        cgroups_path: &spec.linux.cgroups_path,
+        id: &flags.id,
+        systemd: options.systemd_cgroup,
+        shim_cgroup: &options.shim_cgroup,
+    };
+    Planned::find(plan)
+        .inspect_err(|e| log::warn!("find the cgroup of {}: {e}", flags.id))
+        .ok()
 }
 
 /// The container's first process, as the bundle describes it.

@@ -40,6 +40,9 @@ pub fn run(flags: &Flags) -> Result<()> {
     // Without its log a server is still worth having.
     let _ = crate::log::init(&bundle.log(), flags.debug, &flags.id, &flags.namespace);
     let listener = listener(&flags.socket)?;
+    if let Err(error) = sys::process::raise_descriptor_limit() {
+        log::warn!("raise the soft limit of descriptors to the hard one: {error}");
+    }
     let reaper = Reaper::new();
     reaper
         .block_on(serve(flags, listener, reaper.clone()))

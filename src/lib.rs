@@ -33,6 +33,7 @@ pub mod oom;
 pub mod blocking;
 pub mod bundle;
 pub mod cancel;
+pub mod descriptors;
 pub mod options;
 
 pub mod error;

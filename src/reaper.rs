@@ -12,7 +12,8 @@
 //! ledger is a map that one thread owns.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -215,11 +216,12 @@ impl Reaper {
 
     /// As [`Reaper::spawn`], for a child that may outlive this thread, and stays in our
     /// process group unless the command says otherwise.
-    pub fn spawn_lasting(&self, command: Command) -> io::Result<Spawned> {
+    pub fn spawn_lasting(&self, mut command: Command) -> io::Result<Spawned> {
         #[cfg(test)]
         if let Some(kernel) = &self.0.fake {
             return Ok(self.spawned(kernel.spawn(&command), None));
         }
+        process::restore_descriptor_limit(&mut command);
         let (pid, executed) = process::fork_exec(command)?;
         Ok(self.spawned(pid, Some(executed)))
     }
@@ -319,6 +321,86 @@ impl Exited {
     }
 }
 
+/// Sends `signal` to process `pid`, a child or not, if `is_meant` says that it is the one
+/// when no other can have its number any more. Whether it was sent.
+pub fn signal_if(pid: i32, signal: i32, is_meant: impl FnOnce() -> bool) -> io::Result<bool> {
+    let send = || {
+        let pidfd = process::pidfd_open(pid)?;
+        if !is_meant() {
+            return Ok(false);
+        }
+        process::pidfd_send_signal(&pidfd, signal).map(|()| true)
+    };
+    match send() {
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(false),
+        outcome => outcome,
+    }
+}
+
+/// Most processes that [`descendants`] finds.
+const DESCENDANTS: usize = 4096;
+
+/// A process that somebody in a container has forked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Descendant {
+    pid: i32,
+    /// When it was forked, in the kernel's ticks.
+    start: u64,
+}
+
+/// Whom `pids` have forked, and so on, parents first. Orphans are not found.
+pub fn descendants(pids: &[i32]) -> Vec<Descendant> {
+    let mut found: Vec<Descendant> = Vec::new();
+    let mut parents = pids.to_vec();
+    let mut seen: HashSet<i32> = pids.iter().copied().collect();
+    while let Some(parent) = parents.pop() {
+        for pid in children(parent) {
+            if found.len() >= DESCENDANTS {
+                return found;
+            }
+            if let Some((of, start)) = parent_and_start(pid)
+                && of == parent
+                && seen.insert(pid)
+            {
+                found.push(Descendant { pid, start });
+                parents.push(pid);
+            }
+        }
+    }
+    found
+}
+
+/// The children of process `pid`, each of one of its threads.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let threads = threads.into_iter().flatten().flatten();
+    let listed = threads.map(|thread| fs::read_to_string(thread.path().join("children")));
+    let numbers = |text: String| -> Vec<i32> {
+        let words = text.split_ascii_whitespace();
+        words.filter_map(|word| word.parse().ok()).collect()
+    };
+    listed.flatten().flat_map(numbers).collect()
+}
+
+/// The parent of process `pid`, and when it was forked.
+fn parent_and_start(pid: i32) -> Option<(i32, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may be anything. After it come the fields from the third on.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    Some((parent, fields.nth(17)?.parse().ok()?))
+}
+
+impl Descendant {
+    /// Sends it `signal`, and no other process, even if its parent is gone.
+    pub fn signal(&self, signal: i32) {
+        let is_meant = || parent_and_start(self.pid).is_some_and(|(_, start)| start == self.start);
+        if let Err(error) = signal_if(self.pid, signal, is_meant) {
+            log::debug!("signal {signal} to process {}: {error}", self.pid);
+        }
+    }
+}
+
 impl Future for Exited {
     type Output = Exit;
 
@@ -344,6 +426,7 @@ impl Drop for Learning {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader, Read};
     use std::process::Stdio;
 
     #[test]
@@ -384,6 +467,60 @@ mod tests {
         let error = child.signal(0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::ESRCH as i32));
         assert!(reaper.adopt(pid).is_err());
+    }
+
+    /// A shell whose child has a child, which writes a byte and then waits for its end.
+    fn family() -> std::process::Child {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sh -c 'sleep inf & echo up; wait' & wait"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
+    #[allow(clippy::disallowed_methods)]
+    fn reap(mut child: std::process::Child) {
+        let _ = child.wait();
+    }
+
+    #[test]
+    fn descendants_of_all_levels_are_signalled() {
+        let mut shell = family();
+        let mut output = BufReader::new(shell.stdout.take().unwrap());
+        output.read_line(&mut String::new()).unwrap();
+        let pid = shell.id() as i32;
+        let found = descendants(&[pid]);
+        assert_eq!(found.len(), 2, "{found:?}");
+        // Orphans now, and still known.
+        shell.kill().unwrap();
+        for process in &found {
+            process.signal(9);
+        }
+        // All have gone, as nobody has the pipe any more.
+        assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
+        reap(shell);
+    }
+
+    #[test]
+    fn signal_after_pid_reuse_is_refused() {
+        let mut shell = family();
+        let pid = shell.id() as i32;
+        let start = parent_and_start(pid).unwrap().1;
+        Descendant {
+            pid,
+            start: start + 1,
+        }
+        .signal(9);
+        assert!(!signal_if(pid, 9, || false).unwrap());
+        let mut output = BufReader::new(shell.stdout.take().unwrap());
+        // It lives: its family comes up.
+        assert_eq!(output.read_line(&mut String::new()).unwrap(), 3);
+        let family = descendants(&[pid]);
+        Descendant { pid, start }.signal(9);
+        for process in family {
+            process.signal(9);
+        }
+        assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
+        reap(shell);
     }
 }
 

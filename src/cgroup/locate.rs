@@ -1,8 +1,13 @@
-//! Where a cgroup's directories are, by `/proc/PID/cgroup` and the mounts.
+//! Where a cgroup's directories are, by `/proc/PID/cgroup` and the mounts; and which of
+//! them are others', too.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use super::planned::Name;
 use crate::error::{Context, Error, Result};
 use crate::sys::mount::{MountInfo, each_mount};
 
@@ -12,29 +17,61 @@ pub enum Located {
     /// One for each hierarchy that shows it.
     V1(Hierarchies),
     /// One, and the mount point that it is below.
-    V2 { mount: PathBuf, dir: PathBuf },
+    V2 { mount: PathBuf, place: Place },
 }
 
-/// A cgroup of v1: what each hierarchy controls (`cpu,cpuacct`), and the directory.
+/// A cgroup of v1: its place in each hierarchy.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Hierarchies(Vec<(String, PathBuf)>);
+pub struct Hierarchies(Vec<Place>);
 
-impl Hierarchies {
-    /// The directory of `controller`.
-    pub fn dir(&self, controller: &str) -> Option<&Path> {
-        self.0
-            .iter()
-            .find(|(names, _)| names.split(',').any(|name| name == controller))
-            .map(|(_, dir)| dir.as_path())
+/// A cgroup in one hierarchy.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Place {
+    /// What the hierarchy controls (`cpu,cpuacct`); empty: v2.
+    pub controllers: String,
+    /// Its name in `/proc/PID/cgroup`.
+    pub path: PathBuf,
+    /// Its directory.
+    pub dir: PathBuf,
+}
+
+impl Place {
+    /// Whether its hierarchy controls `controller`.
+    pub fn has(&self, controller: &str) -> bool {
+        self.controllers.split(',').any(|name| name == controller)
     }
 
-    /// The directory that a runtime would list processes of.
-    pub fn for_pids(&self) -> &Path {
+    /// Whether `text`, a `/proc/PID/cgroup`, is of a process in here or below.
+    pub fn holds(&self, text: &str) -> bool {
+        text.lines().filter_map(entry).any(|(names, path)| {
+            names == self.controllers && Path::new(path).starts_with(&self.path)
+        })
+    }
+}
+
+impl Hierarchies {
+    /// The place in the hierarchy of `controller`.
+    pub fn place(&self, controller: &str) -> Option<&Place> {
+        self.0.iter().find(|place| place.has(controller))
+    }
+
+    /// The directory of `controller`.
+    pub fn dir(&self, controller: &str) -> Option<&Path> {
+        Some(&self.place(controller)?.dir)
+    }
+
+    /// All places.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        self.0.iter()
+    }
+
+    /// The place that a runtime would list processes of.
+    pub fn for_pids(&self) -> &Place {
         ["devices", "freezer", "pids", "memory"]
             .iter()
-            .find_map(|controller| self.dir(controller))
+            .find_map(|controller| self.place(controller))
             // There is at least one: `of` sees to that.
-            .unwrap_or(&self.0[0].1)
+            .unwrap_or(&self.0[0])
     }
 
     /// As [`Hierarchies::dir`], if it exists still.
@@ -42,16 +79,23 @@ impl Hierarchies {
         self.dir(controller).filter(|dir| dir.exists())
     }
 
+    /// The place in the hierarchy that controls exactly `controllers`.
+    fn place_of(&self, controllers: &str) -> Option<&Place> {
+        self.0.iter().find(|place| place.controllers == controllers)
+    }
+
     /// Whether any directory exists still.
     pub fn is_live(&self) -> bool {
-        self.0.iter().any(|(_, dir)| dir.exists())
+        self.0.iter().any(|place| place.dir.exists())
     }
 }
 
 /// Where v2 is mounted on a system that uses it for everything.
 const UNIFIED: &str = "/sys/fs/cgroup";
 
-/// The directories of process `pid`'s cgroup, on a system whose root is `root`.
+/// The directories of process `pid`'s cgroup, on a system whose root is `root`: those in
+/// which this process and its parent, the daemon, are neither nor below. NotFound when
+/// there are none.
 pub fn of(root: &Path, pid: i32) -> Result<Located> {
     let file = root.join(format!("proc/{pid}/cgroup"));
     let text =
@@ -59,27 +103,142 @@ pub fn of(root: &Path, pid: i32) -> Result<Located> {
     let entries: Vec<(&str, &str)> = text.lines().filter_map(entry).collect();
 
     let mut hierarchies = Hierarchies::default();
-    let (mut unified, mut is_unified) = (None, false);
+    let (mut unified, mut is_unified, mut has_controller) = (None, false, false);
     mounts(root, |mount, point| {
         for (controllers, path) in entries.iter().filter(|(names, _)| shows(&mount, names)) {
             let Some(dir) = below(&mount, point, Path::new(path)) else {
                 continue;
             };
+            let place = Place {
+                controllers: controllers.to_string(),
+                path: path.into(),
+                dir,
+            };
             if mount.is("cgroup2") {
                 is_unified |= mount.point() == Path::new(UNIFIED);
-                unified.get_or_insert((point.to_owned(), dir));
-            } else if hierarchies.0.iter().all(|(names, _)| names != controllers) {
-                hierarchies.0.push((controllers.to_string(), dir));
+                unified.get_or_insert((point.to_owned(), place));
+            } else if hierarchies.place_of(controllers).is_none() {
+                has_controller |= !is_named(controllers);
+                hierarchies.0.push(place);
             }
         }
     })?;
 
-    let has_controller = hierarchies.0.iter().any(|(names, _)| !is_named(names));
+    let others = Others::of(root).context(|| "read this process's cgroups")?;
+    hierarchies.0.retain(|place| !others.are_in(place));
     match unified {
-        Some((mount, dir)) if is_unified || !has_controller => Ok(Located::V2 { mount, dir }),
-        _ if has_controller => Ok(Located::V1(hierarchies)),
-        _ => Err(Error::not_found(format!("cgroup of process {pid}"))),
+        Some((mount, place)) if is_unified || !has_controller => match others.are_in(&place) {
+            false => Ok(Located::V2 { mount, place }),
+            true => Err(Error::not_found(format!("cgroup of process {pid} alone"))),
+        },
+        _ if hierarchies
+            .0
+            .iter()
+            .any(|place| !is_named(&place.controllers)) =>
+        {
+            Ok(Located::V1(hierarchies))
+        }
+        _ => Err(Error::not_found(format!("cgroup of process {pid} alone"))),
     }
+}
+
+/// Where this process and its parent are, who are in no container of ours.
+pub struct Others(Vec<String>);
+
+impl Others {
+    /// Those of now: they may be moved.
+    pub fn of(root: &Path) -> io::Result<Others> {
+        let file = |pid: &str| root.join("proc").join(pid).join("cgroup");
+        let own = fs::read_to_string(file("self"))?;
+        // It may be of a pid namespace that we do not see.
+        let parent = fs::read_to_string(file(&nix::unistd::getppid().to_string()));
+        Ok(Others([own].into_iter().chain(parent).collect()))
+    }
+
+    /// What each hierarchy controls, and where they are in it.
+    fn entries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter_map(entry)
+    }
+
+    /// Whether one of them is in a cgroup called `name` or below such a one.
+    pub fn are_below(&self, name: &OsStr) -> bool {
+        self.entries()
+            .any(|(_, path)| Path::new(path).iter().any(|part| part == name))
+    }
+
+    /// Whether one of them is in `place` or below.
+    pub fn are_in(&self, place: &Place) -> bool {
+        self.0.iter().any(|text| place.holds(text))
+    }
+}
+
+/// The existing places of a cgroup with one of `names`, and the plain directories so named
+/// beside the hierarchies of v1. A relative name is also one below the cgroup of this process
+/// or its parent, or `shim_cgroup`, or beside these.
+pub fn places_named(
+    root: &Path,
+    names: &[Name],
+    shim_cgroup: &str,
+) -> Result<(Vec<Place>, Vec<PathBuf>)> {
+    let others = Others::of(root).context(|| "read this process's cgroups")?;
+    let mut places: Vec<Place> = Vec::new();
+    let mut points = Vec::new();
+    mounts(root, |mount, point| {
+        if mount.is("cgroup") {
+            points.push(point.to_owned());
+        }
+        let own: Vec<_> = others
+            .entries()
+            .filter(|(names, _)| shows(&mount, names))
+            .collect();
+        let Some((controllers, _)) = own.first() else {
+            return;
+        };
+        let shim_cgroup = Path::new("/").join(shim_cgroup);
+        let bases = own.iter().map(|(_, path)| Path::new(*path));
+        let bases = bases.chain([shim_cgroup.as_path()]);
+        let bases: Vec<&Path> = bases.flat_map(|path| path.ancestors().take(2)).collect();
+        for name in names {
+            let relative = if name.is_relative { &bases[..] } else { &[] };
+            for base in [mount.root().as_path()].iter().chain(relative) {
+                let path = base.join(&name.path);
+                let dir = below(&mount, point, &path).filter(|dir| dir.is_dir());
+                if let Some(dir) = dir
+                    && places.iter().all(|place| place.dir != dir)
+                {
+                    let controllers = controllers.to_string();
+                    places.push(Place {
+                        controllers,
+                        path,
+                        dir,
+                    });
+                }
+            }
+        }
+    })?;
+    Ok((places, plain_dirs(root, names, &points)))
+}
+
+/// The directories with one of `names` in those beside the hierarchies of v1, mounted at
+/// `points`.
+fn plain_dirs(root: &Path, names: &[Name], points: &[PathBuf]) -> Vec<PathBuf> {
+    let top = root.join(UNIFIED.trim_start_matches('/'));
+    if points.iter().all(|point| point.parent() != Some(&top)) {
+        return Vec::new();
+    }
+    let entries = fs::read_dir(&top).into_iter().flatten().flatten();
+    let beside = entries.filter(|entry| {
+        // What is mounted there was looked at, or is no hierarchy of v1.
+        let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).ok();
+        entry.file_type().is_ok_and(|kind| kind.is_dir())
+            && !points.contains(&entry.path())
+            && device(&entry.path()) == device(&top)
+    });
+    let dirs = beside.flat_map(|entry| names.iter().map(move |name| entry.path().join(&name.path)));
+    dirs.filter(|dir| dir.is_dir()).collect()
 }
 
 /// The existing directories of the cgroup named `path`: v2's, or those of every v1

@@ -7,22 +7,36 @@
 //! Lacks on purpose: limits. The OCI runtime sets them.
 
 mod files;
+mod kill;
 mod locate;
+mod planned;
+mod tree;
 mod v1;
 mod v2;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::proto::{Any, Message};
 use files::Reader;
-use locate::Located;
+use locate::{Located, Others, Place};
+pub use planned::{Plan, Planned};
+use tree::Walk;
+
+/// Directories that one question looks at: each takes some 20 microseconds.
+const DIRECTORIES_PER_QUESTION: usize = 1024;
+
+/// Processes that one answer names.
+const PIDS_PER_ANSWER: usize = 32 << 10;
+
+/// Bytes of a `cgroup.procs` that are read for one answer.
+const PROCS_PER_ANSWER: u64 = 1 << 20;
 
 /// What a cgroup used, as clients get it: `io.containerd.cgroups.v1.Metrics` or
 /// `io.containerd.cgroups.v2.Metrics`.
@@ -68,17 +82,47 @@ impl Cgroup {
         })
     }
 
-    /// Every process in it and below (`cgroup.procs`, recursively), sorted, each once.
+    /// Whether nobody but process `pid` is in it or below: so it is when the container has
+    /// just been created, unless the cgroup is others', too.
+    pub fn has_only(&self, pid: i32) -> bool {
+        self.pids().is_ok_and(|pids| pids == [pid])
+    }
+
+    /// An error if this process or its parent is in it by now.
+    pub fn check_alone(&self) -> Result<()> {
+        let others = Others::of(&self.root).context(|| "read this process's cgroups")?;
+        match self.places().iter().find(|place| others.are_in(place)) {
+            None => Ok(()),
+            Some(place) => Err(Error::new(
+                Kind::FailedPrecondition,
+                format!(
+                    "cgroup {} is not the container's alone",
+                    place.dir.display()
+                ),
+            )),
+        }
+    }
+
+    /// Its place in each hierarchy.
+    fn places(&self) -> Vec<&Place> {
+        match &self.located {
+            Located::V1(hierarchies) => hierarchies.places().collect(),
+            Located::V2 { place, .. } => vec![place],
+        }
+    }
+
+    /// The processes in it and below (`cgroup.procs`, recursively), sorted, each once: up to
+    /// 32,768 of the first 1024 cgroups.
     /// An error, never an empty list, when they cannot be read; of kind Unknown
     /// also when the cgroup is gone, for containerd takes NotFound for a lost container.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        let dir = match &self.located {
+        self.check_alone()?;
+        let place = match &self.located {
             Located::V1(hierarchies) => hierarchies.for_pids(),
-            Located::V2 { dir, .. } => dir,
+            Located::V2 { place, .. } => place,
         };
-        let mut pids = BTreeSet::new();
-        collect_pids(dir, &mut Reader::default(), &mut pids)
-            .context(|| format!("list processes of cgroup {}", dir.display()))?;
+        let pids = collect_pids(&place.dir);
+        let pids = pids.context(|| format!("list processes of cgroup {}", place.dir.display()))?;
         Ok(pids.into_iter().collect())
     }
 
@@ -106,7 +150,7 @@ impl Cgroup {
     fn exists(&self) -> bool {
         match &self.located {
             Located::V1(hierarchies) => hierarchies.is_live(),
-            Located::V2 { dir, .. } => dir.exists(),
+            Located::V2 { place, .. } => place.dir.exists(),
         }
     }
 
@@ -138,25 +182,25 @@ impl Cgroup {
                 let metrics = v1::metrics(&self.root, hierarchies, huge_pages, reader);
                 packed("v1", &metrics.context(failed)?)
             }
-            Located::V2 { dir, .. } => {
-                let metrics = v2::metrics(dir, huge_pages, reader);
+            Located::V2 { place, .. } => {
+                let metrics = v2::metrics(&place.dir, huge_pages, reader);
                 packed("v2", &metrics.context(failed)?)
             }
         }
     }
 
-    /// Kills every process in it (`cgroup.kill`). False where the kernel offers none (v1).
-    pub fn kill(&self) -> Result<bool> {
-        let Located::V2 { dir, .. } = &self.located else {
-            return Ok(false);
-        };
-        match files::write(&dir.join("cgroup.kill"), "1") {
-            Ok(()) => Ok(true),
-            // Where there is no cgroup there is nobody to kill.
-            Err(error) if is_gone(&error) => Ok(!dir.exists()),
-            Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Ok(false),
-            Err(error) => Err(error).context(|| format!("kill cgroup {}", dir.display())),
-        }
+    /// Kills every process in it and below, by `cgroup.kill` or one by one. An error when
+    /// somebody may be left, at the latest after `limit`.
+    pub async fn kill(&self, limit: Duration) -> Result<()> {
+        self.check_alone()?;
+        kill::kill(&self.places(), limit).await
+    }
+
+    /// Thaws it and those below: with v1 what is frozen does not die. Whether any was.
+    /// An error when some may be frozen still, at the latest after `limit`.
+    pub async fn thaw(&self, limit: Duration) -> Result<bool> {
+        self.check_alone()?;
+        kill::thaw(&self.places(), limit).await
     }
 
     /// v2: enables every controller of the root in `cgroup.subtree_control` of each
@@ -164,7 +208,7 @@ impl Cgroup {
     pub fn enable_controllers(&self) -> Result<()> {
         match &self.located {
             Located::V1(_) => Ok(()),
-            Located::V2 { mount, dir } => v2::enable_controllers(mount, dir),
+            Located::V2 { mount, place } => v2::enable_controllers(mount, &place.dir),
         }
     }
 
@@ -172,7 +216,7 @@ impl Cgroup {
     pub fn memory(&self) -> Option<MemoryDir<'_>> {
         match &self.located {
             Located::V1(hierarchies) => hierarchies.dir("memory").map(MemoryDir::V1),
-            Located::V2 { dir, .. } => Some(MemoryDir::V2(dir)),
+            Located::V2 { place, .. } => Some(MemoryDir::V2(&place.dir)),
         }
     }
 }
@@ -205,15 +249,19 @@ pub fn value(text: &str, key: &str) -> u64 {
         .map_or(0, |(_, value)| value)
 }
 
-/// The OOM kills counted in v1 cgroups below `dir`, which its own counter leaves out.
+/// The OOM kills counted in the first 1024 v1 cgroups below `dir`, which its own counter
+/// leaves out.
 pub fn oom_kills_below(dir: &Path) -> u64 {
-    let mut kills = 0;
-    let mut reader = Reader::default();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let dir = entry.path();
-            kills += reader.text(&dir, "memory.oom_control").map_or(0, oom_kills);
-            kills += oom_kills_below(&dir);
+    let Ok(mut walk) = Walk::new(dir, DIRECTORIES_PER_QUESTION) else {
+        return 0;
+    };
+    let (mut kills, mut text) = (0, Vec::new());
+    // Not those of `dir` itself.
+    walk.enter();
+    while walk.enter() {
+        text.clear();
+        if walk.read("memory.oom_control", 512, &mut text).is_ok() {
+            kills += str::from_utf8(&text).map_or(0, oom_kills);
         }
     }
     kills
@@ -237,37 +285,39 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
 }
 
-fn collect_pids(dir: &Path, reader: &mut Reader, pids: &mut BTreeSet<i32>) -> io::Result<()> {
-    match reader.must(dir, "cgroup.procs") {
-        Ok(text) => {
-            for line in text.lines() {
-                let pid = line.parse().map_err(io::Error::other)?;
-                // 0: a process that our pid namespace does not show.
-                if pid != 0 {
-                    pids.insert(pid);
-                }
-            }
+fn collect_pids(dir: &Path) -> io::Result<BTreeSet<i32>> {
+    let mut walk = Walk::new(dir, DIRECTORIES_PER_QUESTION)?;
+    let (mut pids, mut text, mut is_top) = (BTreeSet::new(), Vec::new(), true);
+    while walk.enter() {
+        text.clear();
+        match walk.read("cgroup.procs", PROCS_PER_ANSWER, &mut text) {
+            Ok(()) => pids.extend(parse_pids(&text)),
+            // A threaded cgroup; its processes are listed further up.
+            Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {}
+            Err(error) if is_gone(&error) && !is_top => {}
+            Err(error) => return Err(error),
         }
-        // A threaded cgroup; its processes are listed further up.
-        Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {}
-        Err(error) => return Err(error),
-    }
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            match collect_pids(&entry.path(), reader, pids) {
-                Err(error) if !is_gone(&error) => return Err(error),
-                _ => {}
-            }
+        is_top = false;
+        if pids.len() > PIDS_PER_ANSWER {
+            break;
         }
     }
-    Ok(())
+    Ok(pids.into_iter().take(PIDS_PER_ANSWER).collect())
+}
+
+/// The pids in `text`, of a `cgroup.procs` that may be cut off, but for 0: a process that
+/// our pid namespace does not show.
+fn parse_pids(text: &[u8]) -> impl Iterator<Item = i32> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let pid = |line: &[u8]| str::from_utf8(line.strip_suffix(b"\n")?).ok()?.parse().ok();
+    lines.filter_map(pid).filter(|pid| *pid > 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::proto::{cgroups_v1, cgroups_v2};
+    use std::fs;
     use tempfile::TempDir;
 
     /// A file system with these files: `== PATH` and then the content of each.
@@ -398,7 +448,7 @@ mod tests {
         let (root, _) = v1();
         fs::write(root.path().join("proc/7/cgroup"), "4:memory:/\n0::/\n").unwrap();
         let error = Cgroup::of_in(root.path(), 7).err().unwrap();
-        assert_eq!(error.to_string(), "cgroup of process 7: not found");
+        assert_eq!(error.to_string(), "cgroup of process 7 alone: not found");
         let error = Cgroup::of_in(root.path(), 8).err().unwrap();
         assert!(error.to_string().contains("/proc/8/cgroup: "), "{error}");
     }
@@ -409,7 +459,12 @@ mod tests {
         let mount = root.path().join("sys/fs/cgroup");
         let dir = mount.join("system.slice/c.scope");
         assert_eq!(cgroup.memory(), Some(MemoryDir::V2(&dir)));
-        assert_eq!(cgroup.located, Located::V2 { mount, dir });
+        let place = Place {
+            controllers: String::new(),
+            path: "/system.slice/c.scope".into(),
+            dir,
+        };
+        assert_eq!(cgroup.located, Located::V2 { mount, place });
     }
 
     #[test]
@@ -477,7 +532,6 @@ mod tests {
         fs::remove_dir_all(&dir).unwrap();
         let error = cgroup.stats().unwrap_err();
         assert_eq!(error.to_string(), "cgroup does not exist: not found");
-        assert!(cgroup.kill().unwrap(), "nobody is left");
         fs::create_dir(&dir).unwrap();
         let stats = v2_stats(&cgroup);
         assert!(stats.memory_events.is_none() && stats.cpu.psi.is_none());
@@ -510,17 +564,138 @@ mod tests {
         );
     }
 
-    #[test]
-    fn only_v2_can_kill_and_only_if_the_kernel_can() {
-        assert!(!v1().1.kill().unwrap());
+    #[tokio::test]
+    async fn v2_is_killed_by_its_file() {
+        let limit = Duration::from_secs(60);
         let (root, cgroup) = v2();
-        assert!(!cgroup.kill().unwrap());
         let file = root
             .path()
             .join("sys/fs/cgroup/system.slice/c.scope/cgroup.kill");
         fs::write(&file, "").unwrap();
-        assert!(cgroup.kill().unwrap());
+        cgroup.kill(limit).await.unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "1");
+        fs::remove_dir_all(file.parent().unwrap()).unwrap();
+        cgroup.kill(limit).await.expect("nobody is left");
+    }
+
+    #[tokio::test]
+    async fn all_levels_are_thawed() {
+        let limit = Duration::from_secs(60);
+        let (root, cgroup) = v2();
+        let dir = root.path().join("sys/fs/cgroup/system.slice/c.scope");
+        assert!(!cgroup.thaw(limit).await.unwrap());
+        let files = ["", "nested", "nested/deep"].map(|name| dir.join(name).join("cgroup.freeze"));
+        for (file, text) in files.iter().zip(["0\n", "0\n", "1\n"]) {
+            fs::write(file, text).unwrap();
+        }
+        let above = dir.with_file_name("cgroup.freeze");
+        fs::write(&above, "1\n").unwrap();
+        assert!(cgroup.thaw(limit).await.unwrap());
+        let texts = files.map(|file| fs::read_to_string(file).unwrap());
+        assert_eq!(texts, ["0\n", "0\n", "0\n"]);
+        assert_eq!(
+            fs::read_to_string(above).unwrap(),
+            "1\n",
+            "not the container's"
+        );
+    }
+
+    /// Where the shim is in the cgroup or below: when the container is made, or later.
+    #[tokio::test]
+    async fn a_cgroup_with_the_shim_in_it_is_left_alone() {
+        let limit = Duration::from_secs(60);
+        for own in ["/system.slice/c.scope", "/system.slice/c.scope/nested/deep"] {
+            let (root, cgroup) = v2();
+            cgroup.pids().unwrap();
+            let entry = format!("1:net_cls:/other\n0::{own}\n");
+            fs::write(root.path().join("proc/self/cgroup"), entry).unwrap();
+            for outcome in [
+                cgroup.check_alone(),
+                cgroup.pids().map(drop),
+                cgroup.kill(limit).await,
+                cgroup.thaw(limit).await.map(drop),
+            ] {
+                let error = outcome.unwrap_err();
+                assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+            }
+            let error = Cgroup::of_in(root.path(), 7).err().unwrap();
+            assert_eq!(error.kind(), Kind::NotFound, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_with_the_daemon_in_it_is_left_alone() {
+        let (root, cgroup) = v2();
+        let parent = root.path().join(format!("proc/{}", nix::unistd::getppid()));
+        fs::create_dir(&parent).unwrap();
+        fs::write(parent.join("cgroup"), "0::/system.slice/c.scope\n").unwrap();
+        assert!(cgroup.check_alone().is_err());
+    }
+
+    #[test]
+    fn hierarchies_that_the_shim_is_in_are_left_out() {
+        let (root, cgroup) = v1();
+        assert!(cgroup.memory().is_some());
+        let own = root.path().join("proc/self/cgroup");
+        fs::write(
+            &own,
+            "7:pids:/\n5:devices:/kt\n4:memory:/kt/below\n3:blkio:/k\n",
+        )
+        .unwrap();
+        assert!(cgroup.check_alone().is_err());
+        let cgroup = Cgroup::of_in(root.path(), 7).unwrap();
+        assert_eq!(cgroup.memory(), None);
+        let Located::V1(hierarchies) = &cgroup.located else {
+            panic!("not v1");
+        };
+        assert_eq!(hierarchies.dir("devices"), None);
+        assert!(hierarchies.dir("blkio").is_some());
+        fs::copy(root.path().join("proc/7/cgroup"), own).unwrap();
+        let error = Cgroup::of_in(root.path(), 7).err().unwrap();
+        assert_eq!(error.kind(), Kind::NotFound, "{error}");
+    }
+
+    #[test]
+    fn where_the_shim_is_unknown_nothing_is_the_containers_alone() {
+        let (root, cgroup) = v2();
+        fs::remove_file(root.path().join("proc/self/cgroup")).unwrap();
+        assert!(cgroup.check_alone().is_err());
+        assert!(Cgroup::of_in(root.path(), 7).is_err());
+    }
+
+    #[test]
+    fn work_for_an_answer_is_bounded() {
+        let (root, cgroup) = v2();
+        let dir = root.path().join("sys/fs/cgroup/system.slice/c.scope");
+        let many: String = (100..100 + 2 * PIDS_PER_ANSWER)
+            .map(|pid| format!("{pid}\n"))
+            .collect();
+        fs::write(dir.join("cgroup.procs"), many).unwrap();
+        assert_eq!(cgroup.pids().unwrap().len(), PIDS_PER_ANSWER);
+        fs::write(dir.join("cgroup.procs"), "1\n").unwrap();
+        for number in 0..2 * DIRECTORIES_PER_QUESTION {
+            let below = dir.join(number.to_string());
+            fs::create_dir(&below).unwrap();
+            fs::write(below.join("cgroup.procs"), format!("{}\n", 100 + number)).unwrap();
+            fs::write(below.join("memory.oom_control"), "oom_kill 1\n").unwrap();
+        }
+        let pids = cgroup.pids().unwrap();
+        assert!(
+            pids.contains(&1) && pids.len() > DIRECTORIES_PER_QUESTION / 2,
+            "{}",
+            pids.len()
+        );
+        assert!(pids.len() <= DIRECTORIES_PER_QUESTION);
+        let kills = oom_kills_below(&dir) as usize;
+        assert!(
+            (DIRECTORIES_PER_QUESTION / 2..DIRECTORIES_PER_QUESTION).contains(&kills),
+            "{kills}"
+        );
+    }
+
+    #[test]
+    fn pids_that_are_cut_off_or_not_shown_are_left_out() {
+        assert_eq!(parse_pids(b"12\n0\nx\n34\n5").collect::<Vec<_>>(), [12, 34]);
     }
 
     #[test]
@@ -574,14 +749,81 @@ mod tests {
         }
     }
 
-    /// Whatever this machine has: the cgroup of a real process, if it has one.
-    #[test]
-    fn the_kernels_own_files_are_understood() {
-        let Ok(cgroup) = Cgroup::of(std::process::id() as i32) else {
-            eprintln!("SKIPPED: the tests run in the root cgroup");
+    /// A cgroup of the test's own in every hierarchy of this machine.
+    struct Real(Vec<PathBuf>);
+
+    impl Real {
+        fn new(name: &str) -> Real {
+            let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let hierarchies = table.lines().filter(|line| line.contains(" - cgroup"));
+            let points = hierarchies.filter_map(|line| line.split(' ').nth(4));
+            let name = format!("{name}-{}", std::process::id());
+            let dirs = points.map(|point| Path::new(point).join(&name));
+            // Those that take nobody before they have been given processors are left out.
+            Real(
+                dirs.filter(|dir| {
+                    !dir.to_str().unwrap().contains("cpuset") && fs::create_dir(dir).is_ok()
+                })
+                .collect(),
+            )
+        }
+
+        /// A process that forks in it and in cgroups below it, until it is killed.
+        fn child(&self, script: &str) -> std::process::Child {
+            let dirs = self
+                .0
+                .iter()
+                .map(|dir| dir.display().to_string() + "/cgroup.procs");
+            let enter = format!("for f; do echo 0 > $f; done; {script}");
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", &enter, "sh"]).args(dirs);
+            shell
+                .stdin(std::process::Stdio::null())
+                .stdout(std::process::Stdio::piped());
+            shell.spawn().unwrap()
+        }
+    }
+
+    impl Drop for Real {
+        fn drop(&mut self) {
+            self.0.iter().for_each(|dir| drop(fs::remove_dir(dir)));
+        }
+    }
+
+    /// Whatever this machine has: the cgroup of real processes, which fork, frozen or not.
+    #[tokio::test]
+    async fn the_kernels_own_files_are_understood() {
+        use std::io::{BufRead, BufReader, Read};
+        let real = Real::new("cgroup-test");
+        if real.0.is_empty() {
+            eprintln!("SKIPPED: no cgroup can be made");
             return;
-        };
-        assert!(!cgroup.stats().unwrap().value.is_empty());
-        assert!(!cgroup.pids().unwrap().is_empty());
+        }
+        for frozen in [false, true] {
+            let mut child =
+                real.child("f() { sleep inf & }; f; f; f; echo up; while :; do (:); done");
+            let mut output = BufReader::new(child.stdout.take().unwrap());
+            output.read_line(&mut String::new()).unwrap();
+            let cgroup = Cgroup::of(child.id() as i32).unwrap();
+            assert!(!cgroup.stats().unwrap().value.is_empty());
+            assert!(cgroup.pids().unwrap().len() >= 4);
+            assert!(!cgroup.has_only(child.id() as i32));
+            if frozen {
+                let state = ["freezer.state", "cgroup.freeze"]
+                    .iter()
+                    .zip(["FROZEN", "1"]);
+                let files = state
+                    .flat_map(|(file, text)| real.0.iter().map(move |dir| (dir.join(file), text)));
+                let written = files.filter(|(file, text)| files::write(file, text).is_ok());
+                assert!(written.count() > 0);
+            }
+            let limit = Duration::from_secs(60);
+            cgroup.kill(limit).await.unwrap();
+            cgroup.thaw(limit).await.unwrap();
+            // None is left that holds the pipe.
+            assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
+            #[allow(clippy::disallowed_methods)]
+            child.wait().unwrap();
+        }
     }
 }

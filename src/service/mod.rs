@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
 use crate::cancel::{Cancel, CancelOnDrop};
+use crate::descriptors;
 use crate::error::{Error, Kind, Result};
 use crate::proto::{self, Empty, Message, task};
 use crate::sys;
@@ -102,7 +103,7 @@ impl Service {
     }
 
     /// Answers one call.
-    pub async fn answer(self: Rc<Self>, call: Call) -> Result<Vec<u8>> {
+    pub async fn answer(self: Rc<Self>, call: Rc<Call>) -> Result<Vec<u8>> {
         if !SERVICES.contains(&call.service.as_str()) {
             let message = format!("service {}", call.service);
             return Err(Error::new(Kind::Unimplemented, message));
@@ -152,6 +153,7 @@ impl Service {
                 "create: the shim is shutting down",
             ));
         }
+        let _claim = descriptors::claim(&format!("create {}", request.id))?;
         let container = self.tasks.create(wire::create(request)?, &cancel).await?;
         Ok(task::CreateTaskResponse {
             pid: container.pid(),
@@ -174,7 +176,10 @@ impl Service {
                 }
                 pid
             }
-            exec_id => container.start_exec(exec_id, &cancel).await?,
+            exec_id => {
+                let _claim = descriptors::claim(&format!("start exec {exec_id}"))?;
+                container.start_exec(exec_id, &cancel).await?
+            }
         };
         Ok(task::StartResponse {
             pid,
@@ -312,8 +317,8 @@ impl Service {
 
     async fn shutdown(self: Rc<Self>, request: task::ShutdownRequest) -> Result<Empty> {
         // Whoever asks to shut down has given up on it.
-        self.tasks.undo_creation(&request.id).await;
-        if self.tasks.may_shut_down() {
+        self.tasks.give_up_creation(&request.id).await;
+        if self.tasks.may_shut_down(&request.id) {
             self.end();
         }
         Ok(Empty::new())

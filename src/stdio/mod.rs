@@ -15,20 +15,22 @@ mod console;
 mod copy;
 mod fifo;
 mod logger;
+mod pump;
 mod sizes;
 mod target;
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
-use std::fs::{DirBuilder, OpenOptions};
+use std::cell::RefCell;
+use std::fs::OpenOptions;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -39,7 +41,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::console::{ConsoleSocket, Terminal};
 use self::copy::{Copy, DRAIN, Drain, End, Until};
-use self::fifo::Reads;
+use self::fifo::Reading;
 use self::logger::Logger;
 use self::target::Target;
 use crate::error::{Context, Error, Kind, Result};
@@ -47,6 +49,8 @@ use crate::reaper::Reaper;
 
 /// How long opening may take: a reader to come to a FIFO, a logger to get ready.
 const OPENING: Duration = Duration::from_secs(30);
+/// How much later than that a FIFO's opening may end that waited for a reader.
+const LATE: Duration = Duration::from_secs(1);
 /// How long after it a logging program that has read everything may take to end.
 const LOGGER_END: Duration = Duration::from_secs(2);
 
@@ -142,7 +146,7 @@ struct Flow {
     from: Option<Weak<End>>,
     to: Weak<End>,
     /// How many bytes have come from there.
-    moved: Rc<Cell<u64>>,
+    moved: Arc<AtomicU64>,
 }
 
 /// Opens what `stdio` names. Fails within 30 s when a FIFO has no reader, with
@@ -171,7 +175,7 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
     if stdio.terminal {
         opened.console = Some(ConsoleSocket::new()?);
     }
-    opened.open_stdin(&stdin, owner)?;
+    opened.open_stdin(&stdin, owner, deadline).await?;
     match (&stdout, &stderr) {
         (Target::Logger(program), _) => opened.log([true, true], program, owner, deadline).await?,
         (Target::None, Target::Logger(program)) => {
@@ -183,7 +187,12 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
 }
 
 impl Opened {
-    fn open_stdin(&mut self, stdin: &Target, owner: &Owner<'_>) -> Result<()> {
+    async fn open_stdin(
+        &mut self,
+        stdin: &Target,
+        owner: &Owner<'_>,
+        deadline: Instant,
+    ) -> Result<()> {
         let path = match stdin {
             Target::None => return Ok(()),
             Target::Path(path) => path,
@@ -191,7 +200,8 @@ impl Opened {
                 return Err(Error::invalid("stdin: not a path or fifo://"));
             }
         };
-        let from = fifo::Input::find(path).context(|| format!("open stdin {}", path.display()))?;
+        let found = answered(fifo::Input::find(path), deadline).await;
+        let from = found.map_err(|e| cannot_open("stdin", path, &e))?;
         let to = match self.console {
             Some(_) => None,
             None => {
@@ -346,13 +356,13 @@ impl Opened {
 
 /// Starts copying stdin, to `pipe` or to the terminal.
 fn copy_input(
-    from: OwnedFd,
+    from: End,
     pipe: Option<OwnedFd>,
     terminal: Option<Rc<Terminal>>,
     drain: &Rc<Drain>,
 ) -> Result<Task> {
     let watched = || "watch stdin";
-    let from = Rc::new(End::source(from).context(watched)?);
+    let from = Rc::new(from);
     let name = "stdin".to_string();
     let master = terminal.as_ref().and_then(|terminal| terminal.master());
     let copy = match (pipe, master) {
@@ -413,9 +423,7 @@ fn copy_output(
         copy.run().await;
         drop(undrained);
         // Open as long as it is being read, so that `Flow::consumed` sees it.
-        if let Err(e) = fifo::consumed(&to).await {
-            log::debug!("wait for the reader of {name}: {e}");
-        }
+        fifo::consumed(&to).await;
         // Of two that share a sink, the last closes it.
         if let Some(sink) = Rc::into_inner(to)
             && let Err(e) = fifo::close(sink).await
@@ -429,35 +437,29 @@ fn copy_output(
 impl Flow {
     /// Waits until the client has read all there is now, or has stopped reading. The
     /// copier's ends stay its own: none is held here while it could close them.
-    async fn consumed(&self) -> io::Result<()> {
+    async fn consumed(&self) {
+        let source = || self.from.as_ref()?.upgrade().map(|from| from.unread());
         let goal = match &self.from {
-            Some(from) => self.moved.get() + from.upgrade().map_or(0, |from| from.unread() as u64),
+            Some(_) => self.moved.load(Ordering::Relaxed) + source().unwrap_or(0) as u64,
             // A terminal ends with its process, and so does its copier.
             None => u64::MAX,
         };
-        let mut reads = None;
+        // The copier may not have heard yet.
+        yield_now().await;
+        let mut reading = Reading::default();
         while let Some(to) = self.to.upgrade() {
             let unread = to.unread();
-            if self.moved.get().saturating_sub(unread as u64) >= goal {
-                break;
-            }
-            match &reads {
-                // Watched first, looked at again then: no read is missed.
-                None if to.is_pipe() => reads = Some(Reads::of(&to)?),
-                Some(reads) if unread > 0 => {
-                    drop(to);
-                    if !reads.next().await? {
-                        break;
-                    }
-                }
-                // The copier is about to move it.
-                _ => {
-                    drop(to);
-                    yield_now().await;
-                }
+            drop(to);
+            let read = self
+                .moved
+                .load(Ordering::Relaxed)
+                .saturating_sub(unread as u64);
+            // Somebody else may have emptied the source.
+            let empty = unread == 0 && source() == Some(0);
+            if read >= goal || empty || !reading.goes_on(read as usize).await {
+                return;
             }
         }
-        Ok(())
     }
 }
 
@@ -516,8 +518,8 @@ impl Streams {
         let ended = self.drain.exit();
         for output in &self.outputs {
             match timeout_at(ended + DRAIN, output.consumed()).await {
-                Ok(consumed) => consumed.unwrap_or_else(|e| log::debug!("wait for a reader: {e}")),
-                Err(_) => return,
+                Ok(()) => {}
+                Err(_) => return log::debug!("the client did not read all output in 10 s"),
             }
         }
     }
@@ -559,35 +561,42 @@ impl Drop for Task {
 /// Opens an output that is not a logging program.
 async fn open_sink(name: &str, target: &Target, deadline: Instant) -> Result<End> {
     let (path, opened) = match target {
-        Target::Path(path) => (path, fifo::open_output(path, deadline).await),
-        Target::File(path) => (path, append_to(path)),
+        // It minds the deadline, too, and gives up what waits for a reader.
+        Target::Path(path) => {
+            let late = deadline + LATE;
+            (
+                path,
+                answered(fifo::open_output(path, deadline), late).await,
+            )
+        }
+        Target::File(path) => (path, answered(fifo::append_to(path), deadline).await),
         Target::None | Target::Logger(_) => {
             return Err(Error::invalid(format!(
                 "{name}: a logger is for both outputs"
             )));
         }
     };
-    opened.and_then(End::sink).map_err(|e| {
-        let kind = match e.kind() {
-            io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
-            _ => Kind::Unknown,
-        };
-        Error::new(kind, format!("open {name} {}: {e}", path.display()))
-    })
+    opened.map_err(|e| cannot_open(name, path, &e))
 }
 
-/// Opens a file to append to; makes it, and the directories above it.
-fn append_to(path: &Path) -> io::Result<OwnedFd> {
-    if let Some(parent) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(parent)?;
+/// What `opening` yields, unless the file system does not answer until `deadline`.
+async fn answered<T>(
+    opening: impl Future<Output = io::Result<T>>,
+    deadline: Instant,
+) -> io::Result<T> {
+    let text = "the file system did not answer within 30 s";
+    match timeout_at(deadline, opening).await {
+        Ok(opened) => opened,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, text)),
     }
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o644);
-    options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
-    Ok(options.open(path)?.into())
+}
+
+fn cannot_open(name: &str, path: &Path, cause: &io::Error) -> Error {
+    let kind = match cause.kind() {
+        io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
+        _ => Kind::Unknown,
+    };
+    Error::new(kind, format!("open {name} {}: {cause}", path.display()))
 }
 
 /// A pipe whose ends block: the read end, the write end.

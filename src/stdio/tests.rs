@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::thread;
 
@@ -435,7 +435,7 @@ fn what_cannot_be_opened_says_why_and_leaves_nothing() {
                 ),
                 (
                     client.stdio("in", "out", "err"),
-                    ": it got no reader",
+                    ": no reader within 30 s",
                     Kind::DeadlineExceeded,
                 ),
                 (

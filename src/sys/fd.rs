@@ -7,11 +7,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -69,6 +70,22 @@ fn close_on_exec_each_from(first: u32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// How many descriptors this process may have (`RLIMIT_NOFILE`, the soft limit).
+pub fn limit() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+}
+
+/// How many descriptors this process has.
+pub fn count_open() -> io::Result<u64> {
+    const DIR: &str = "/proc/self/fd";
+    // Since Linux 6.2 that is the directory's size; before, it is 0.
+    match std::fs::metadata(DIR)?.len() {
+        // The descriptor of the directory itself is among them.
+        0 => Ok((std::fs::read_dir(DIR)?.count() as u64).saturating_sub(1)),
+        count => Ok(count),
+    }
 }
 
 /// Takes ownership of a descriptor that this process was started with, such as
@@ -169,36 +186,39 @@ pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (Owned
 }
 
 /// As [`watch`], until the result is dropped; `fd` stays open as long as others have it.
-pub fn watch_shared(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<OwnedFd>>> {
+pub fn watch_shared(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: an `OwnedFd` means one descriptor, and it is open while the result has it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
-/// A descriptor that becomes readable whenever somebody opens `path` (inotify(7));
-/// non-blocking. Reading takes the events away.
-pub fn opens_of(path: &Path) -> io::Result<OwnedFd> {
-    events_of(path, libc::IN_OPEN)
-}
-
-/// As [`opens_of`], whenever somebody reads from `path`.
-pub fn reads_of(path: &Path) -> io::Result<OwnedFd> {
-    events_of(path, libc::IN_ACCESS)
-}
-
-fn events_of(path: &Path, events: u32) -> io::Result<OwnedFd> {
+/// A handle (`O_PATH`) of what `path` leads to, its file type and its device number, if
+/// the kernel can tell without asking a disk or another machine; else an error. Needs
+/// Linux 5.12.
+pub fn find_cached(path: &Path) -> io::Result<(File, u32, u64)> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the call takes flags and returns a new descriptor or -1.
-    let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+    // SAFETY: all-zero values of these two structures are valid.
+    let (mut how, mut stat): (libc::open_how, libc::statx) = unsafe { std::mem::zeroed() };
+    how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_CACHED;
+    // SAFETY: `path` ends with NUL, `how` has the size that is given, and both outlive the
+    // call, which returns a new descriptor or -1.
+    let fd = unsafe {
+        let size = size_of::<libc::open_how>();
+        libc::syscall(libc::SYS_openat2, libc::AT_FDCWD, path.as_ptr(), &how, size)
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: `path` is a string that ends with NUL and outlives the call.
-    if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), events) } < 0 {
+    let handle = unsafe { File::from_raw_fd(fd as i32) };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    let fd = handle.as_raw_fd();
+    // SAFETY: the path is empty, and the call fills `stat` only.
+    if unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, &mut stat) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(fd)
+    let device = libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
+    Ok((handle, stat.stx_mode as u32, device))
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// A descriptor for process `pid` (`pidfd_open(2)`): it never means another
 /// process, whatever becomes of the number.
@@ -154,40 +157,106 @@ const LAST_SIGNAL: i32 = 64;
 
 extern "C" fn do_nothing(_: libc::c_int) {}
 
+/// What the kernel takes for a `sigaction`: without the C library's reservations, but the
+/// handler needs the library's code to return.
+#[repr(C)]
+#[derive(Default)]
+struct KernelSigaction {
+    handler: usize,
+    flags: libc::c_ulong,
+    restorer: usize,
+    mask: u64,
+}
+
+impl KernelSigaction {
+    /// The action of `signal`; the default one if there is no such signal.
+    fn of(signal: i32) -> Self {
+        let mut action = Self::default();
+        let size = size_of_val(&action.mask);
+        // SAFETY: the kernel stores one action of this layout, or fails.
+        unsafe {
+            let none = std::ptr::null::<Self>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, none, &mut action, size);
+        }
+        action
+    }
+
+    /// Makes it the action of `signal`.
+    ///
+    /// # Safety
+    /// It is the default action, or one that the C library has made.
+    unsafe fn install(&self, signal: i32) -> io::Result<()> {
+        let size = size_of_val(&self.mask);
+        // SAFETY: the kernel reads one action of this layout; the caller vouches for it.
+        let rc = unsafe {
+            let none = std::ptr::null_mut::<Self>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, self, none, size)
+        };
+        if rc < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+}
+
 /// From now on a signal neither ends nor stops this process, but for TERM, INT, KILL, STOP
 /// and those that report a fault of the program. They are caught, not ignored, so that
-/// programs run by this process have the default action. The few that the C library keeps
-/// for itself are blocked; `Command` unblocks them in a child. Call it while there is one
-/// thread, and before a signal is listened for.
+/// programs run by this process have the default action; they have it, too, for what this
+/// process's parent ignored. Call it before a signal is listened for.
 pub fn outlive_signals() -> io::Result<()> {
-    let mut blocked: u64 = 0;
-    for signal in (1..=LAST_SIGNAL).filter(|signal| !UNTOUCHED_SIGNALS.contains(signal)) {
-        // SAFETY: an all-zero sigaction is valid; its handler does nothing, and so may
-        // interrupt anything.
-        let caught = unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = do_nothing as extern "C" fn(libc::c_int) as usize;
-            action.sa_flags = libc::SA_RESTART;
-            libc::sigaction(signal, &action, std::ptr::null_mut())
-        };
-        if caught < 0 {
-            blocked |= 1 << (signal - 1);
+    // SAFETY: an all-zero sigaction is valid; its handler does nothing, and so may
+    // interrupt anything.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = do_nothing as extern "C" fn(libc::c_int) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        if libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
         }
     }
-    // SAFETY: the kernel reads a set of 64 bits, whose size it is told, and stores nothing.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_BLOCK,
-            &blocked as *const u64,
-            std::ptr::null_mut::<u64>(),
-            size_of::<u64>(),
-        )
-    };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
+    // The C library would refuse it for the few signals that it keeps for itself, and
+    // needs for nothing that is done here.
+    let caught = KernelSigaction::of(libc::SIGUSR1);
+    for signal in 1..=LAST_SIGNAL {
+        if !UNTOUCHED_SIGNALS.contains(&signal) {
+            // SAFETY: the C library has made it.
+            unsafe { caught.install(signal)? };
+        } else if KernelSigaction::of(signal).handler == libc::SIG_IGN && signal != libc::SIGPIPE {
+            // SAFETY: it is the default action.
+            unsafe { KernelSigaction::default().install(signal)? };
+        }
     }
     Ok(())
+}
+
+/// The soft limit of descriptors before [`raise_descriptor_limit`]; 0: it was not raised.
+static OLD_DESCRIPTOR_LIMIT: AtomicU64 = AtomicU64::new(0);
+
+/// Raises the soft limit of descriptors (`RLIMIT_NOFILE`) to the hard one.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        OLD_DESCRIPTOR_LIMIT.store(soft, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Gives the command's process the soft limit that this one had before
+/// [`raise_descriptor_limit`]. Call it after [`pass_fds`], which may need more.
+pub fn restore_descriptor_limit(command: &mut Command) {
+    let soft = OLD_DESCRIPTOR_LIMIT.load(Ordering::Relaxed);
+    if soft == 0 {
+        return;
+    }
+    // SAFETY: the closure runs between fork and exec, allocates nothing and makes two
+    // async-signal-safe system calls.
+    unsafe {
+        command.pre_exec(move || {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?)
+        });
+    }
 }
 
 /// Makes the command's process die (`SIGKILL`) when the thread that spawned it does.

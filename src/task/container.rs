@@ -20,15 +20,16 @@ use super::process::Process;
 use super::state::{ExecOp, Op, Refusal, State, step, step_exec};
 use super::{Reserved, Shared, check_name};
 use crate::blocking;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, Spec};
 use crate::cancel::Cancel;
-use crate::cgroup::{Cgroup, Stats};
+use crate::cgroup::{Cgroup, Plan, Planned, Stats};
+use crate::descriptors;
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Event;
 use crate::mount::{Mount, mount_all, unmount_all};
 use crate::oom::OomWatch;
 use crate::options::Options;
-use crate::reaper::{Exit, Exited};
+use crate::reaper::{self, Exit, Exited};
 use crate::runtime::{Checkpoint, Restore, Runtime};
 use crate::stdio::{self, Opened, Stdio};
 
@@ -43,12 +44,18 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// unmounting.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Between two tries to thaw what was killed, while another may be freezing it.
+const THAW_PAUSE: Duration = Duration::from_millis(20);
+
 /// How long the files of statistics stay open for a client that asks more often than that.
 const STATS_BURST: Duration = Duration::from_secs(1);
 
 /// Of how many containers at a time: each has about thirty files, and the server no more
 /// than 1024 descriptors where containerd has raised no limit.
 const STATS_BURSTS: usize = 8;
+
+/// Files of statistics that one container keeps open, at most.
+const STATS_FILES: u64 = 40;
 
 /// What Create asks for.
 pub struct Create {
@@ -124,6 +131,8 @@ pub struct Container {
     /// The shim mounted the rootfs, so it unmounts it.
     mounted: bool,
     shares_pids: bool,
+    /// The cgroup that `config.json` asks for.
+    cgroups_path: String,
     checkpoint: Option<String>,
     cgroup: RefCell<Option<Rc<Cgroup>>>,
     stats_asked: Cell<Option<Instant>>,
@@ -148,11 +157,13 @@ impl Container {
     ) -> Result<Rc<Container>> {
         let mounted = !create.rootfs.is_empty();
         let rootfs = create.bundle.rootfs();
-        let shares_pids = prepare_bundle(&create, cancel).await?;
+        let spec = prepare_bundle(&create, cancel).await?;
+        let cgroups_path = &spec.linux.cgroups_path;
+        Planned::check_alone(plan(&create.id, cgroups_path, &create.options))?;
         if mounted {
             mount_rootfs(&shared, &create, cancel, reserved).await?;
         }
-        let made = Self::make(shared, create, mounted, shares_pids, cancel).await;
+        let made = Self::make(shared, create, spec, cancel).await;
         if made.is_err() && mounted {
             undo_mounts(None, rootfs, reserved).await;
         }
@@ -163,8 +174,7 @@ impl Container {
     async fn make(
         shared: Rc<Shared>,
         create: Create,
-        mounted: bool,
-        shares_pids: bool,
+        spec: Spec,
         cancel: &Cancel,
     ) -> Result<Rc<Container>> {
         let container = Rc::new(Container {
@@ -175,8 +185,9 @@ impl Container {
                 create.bundle.path(),
             ),
             shared,
-            mounted,
-            shares_pids,
+            mounted: !create.rootfs.is_empty(),
+            shares_pids: !spec.has_private_pid_namespace(),
+            cgroups_path: spec.linux.cgroups_path,
             bundle: create.bundle,
             options: create.options,
             checkpoint: create.checkpoint,
@@ -217,12 +228,42 @@ impl Container {
         let opened = cancel.unless(stdio::open(&self.init.stdio, &owner)).await;
         let io = opened.unwrap_or_else(|cause| Err(Error::from(cause).within("open stdio")))?;
         let begun = self.begin_with(io, cancel).await;
-        if begun.is_err() && self.runtime.state_dir(&self.init.id).exists() {
-            let limit = Cancel::after(UNDO_TIMEOUT);
-            let undone = self.runtime.kill_and_delete(&self.init.id, &limit).await;
-            undone.unwrap_or_else(|e| log::error!("undo create of {}: {e}", self.init.id));
+        if begun.is_err() {
+            self.undo_begin().await;
         }
         begun
+    }
+
+    /// Removes what the runtime has made, however far it came: its state, and a cgroup that
+    /// it may not know of any more.
+    async fn undo_begin(&self) {
+        let id = &self.init.id;
+        if self.runtime.state_dir(id).exists() {
+            let limit = Cancel::after(UNDO_TIMEOUT);
+            let undone = self.runtime.kill_and_delete(id, &limit).await;
+            // A runtime that was killed may have left a directory that it takes for nothing.
+            let left = || Error::unknown("delete left the state");
+            let undone = match self.runtime.state_dir(id).exists() {
+                true => {
+                    let error = undone.err().unwrap_or_else(left);
+                    self.runtime.forget_unreadable(id, error).await
+                }
+                false => undone,
+            };
+            undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+        }
+        let undone = self.remove_planned_cgroup().await;
+        undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+    }
+
+    /// Kills what is in the cgroup that `config.json` asks for, and removes it.
+    async fn remove_planned_cgroup(&self) -> Result<()> {
+        let cgroup = Planned::find(plan(&self.init.id, &self.cgroups_path, &self.options))?;
+        let killed = match cgroup.exists() {
+            true => cgroup.kill(UNDO_TIMEOUT).await,
+            false => return Ok(()),
+        };
+        killed.and(cgroup.remove(UNDO_TIMEOUT).await)
     }
 
     async fn begin_with(&self, mut io: Opened, cancel: &Cancel) -> Result<Exited> {
@@ -240,13 +281,25 @@ impl Container {
         }
         let (child, exited) = adopt(&self.shared, pid)?;
         self.init.began(child, streams);
-        self.cgroup.replace(
-            Cgroup::of(pid)
-                .inspect_err(|e| log::warn!("find the cgroup of {}: {e}", self.init.id))
-                .ok()
-                .map(Rc::new),
-        );
+        self.find_cgroup(pid);
         Ok(exited)
+    }
+
+    /// Finds the cgroup of the init, if it is the container's alone.
+    fn find_cgroup(&self, pid: i32) {
+        let cgroup = match Cgroup::of(pid) {
+            // What goes on from a checkpoint is many processes.
+            Ok(cgroup) if self.checkpoint.is_some() || cgroup.has_only(pid) => Some(cgroup),
+            Ok(_) => {
+                log::warn!("the cgroup of {} has others in it", self.init.id);
+                None
+            }
+            Err(error) => {
+                log::warn!("find the cgroup of {}: {error}", self.init.id);
+                None
+            }
+        };
+        self.cgroup.replace(cgroup.map(Rc::new));
     }
 
     async fn restore(
@@ -443,6 +496,10 @@ impl Container {
         let pid = exec.process.pid();
         // Nothing else could happen to it: this is its turn.
         let _ = exec.step(ExecOp::Start);
+        if self.shares_pids && self.exits.borrow().init_ended() {
+            // It began too late to be killed with what the init left.
+            let _ = exec.process.signal(SIGKILL);
+        }
         self.tell(Event::ExecStarted {
             container_id: self.id(),
             exec_id: exec.process.id.clone(),
@@ -480,14 +537,16 @@ impl Container {
         let held = self.exits.borrow_mut().init_exited(exit);
         debug_assert!(held.is_none(), "held a line above");
         self.pending.init_exited();
-        if self.init.state() == State::Paused {
-            self.thaw().await;
-        }
         if self.shares_pids {
-            // The kernel ends a pid namespace with its init, but here it has none.
+            // The kernel ends a pid namespace with its init, but here it has none. An exec
+            // may have left the cgroup.
+            self.signal_execs(SIGKILL);
             let limit = Cancel::after(KILL_TIMEOUT);
             let killed = self.kill_all(SIGKILL, &limit).await;
             log::debug!("kill what is left of {}: {killed:?}", self.init.id);
+        }
+        if self.shares_pids || self.init.state() == State::Paused {
+            self.thaw().await;
         }
         self.init.output_consumed().await;
         self.release();
@@ -545,7 +604,7 @@ impl Container {
     }
 
     /// Signals the init, with `all` everything in the container.
-    pub async fn kill(&self, signal: u32, all: bool, cancel: &Cancel) -> Result<()> {
+    pub async fn kill(self: &Rc<Self>, signal: u32, all: bool, cancel: &Cancel) -> Result<()> {
         step(self.init.state(), Op::Kill)?;
         if signal != SIGKILL && self.init.state() == State::Running {
             self.init.wait_for_its_program().await;
@@ -553,22 +612,48 @@ impl Container {
         if signal == SIGKILL {
             self.sigkill_sent.set(true);
         }
-        if all {
-            self.kill_all(signal, cancel).await?;
-        } else {
-            self.init.signal(signal)?;
+        let killed = match all {
+            true => self.kill_all(signal, cancel).await,
+            false => self.init.signal(signal),
+        };
+        if signal == SIGKILL && (self.thaw().await || self.pausing.get()) {
+            self.thaw_until_exit();
         }
-        if signal == SIGKILL && self.init.state() == State::Paused {
-            self.thaw().await;
-        }
-        Ok(())
+        killed
     }
 
-    /// Lets what was killed while frozen die: with cgroup v1 it cannot before.
-    async fn thaw(&self) {
-        let limit = Cancel::after(KILL_TIMEOUT);
-        let thawed = self.runtime.resume(&self.init.id, &limit).await;
-        log::debug!("thaw {} after a kill: {thawed:?}", self.init.id);
+    /// Lets what was killed while frozen die: with cgroup v1 it cannot before. It is the
+    /// kernel's freezer that counts: a pause may have failed half way, or others freeze too.
+    /// Whether it was frozen.
+    async fn thaw(&self) -> bool {
+        let thawed = match self.cgroup() {
+            Ok(cgroup) => cgroup.thaw(KILL_TIMEOUT).await,
+            Err(error) => Err(error),
+        };
+        match thawed {
+            Err(error) if self.init.state() == State::Paused => {
+                log::warn!("thaw {}: {error}", self.init.id);
+                let limit = Cancel::after(KILL_TIMEOUT);
+                let thawed = self.runtime.resume(&self.init.id, &limit).await;
+                log::debug!("have the runtime thaw {}: {thawed:?}", self.init.id);
+                true
+            }
+            thawed => thawed.unwrap_or_default(),
+        }
+    }
+
+    /// Thaws it until its init, which was killed, is dead: who froze it may not be done.
+    fn thaw_until_exit(self: &Rc<Self>) {
+        let container = self.clone();
+        spawn_local(async move {
+            let deadline = Instant::now() + KILL_TIMEOUT;
+            while timeout(THAW_PAUSE, container.init.wait()).await.is_err() {
+                if Instant::now() >= deadline {
+                    return;
+                }
+                container.thaw().await;
+            }
+        });
     }
 
     /// Signals an exec.
@@ -579,12 +664,52 @@ impl Container {
     }
 
     async fn kill_all(&self, signal: u32, cancel: &Cancel) -> Result<()> {
-        if let (SIGKILL, Ok(cgroup)) = (signal, self.cgroup())
-            && cgroup.kill()?
-        {
-            return Ok(());
+        let alone = self.cgroup().and_then(|cgroup| {
+            cgroup.check_alone()?;
+            Ok(cgroup)
+        });
+        let cgroup = match alone {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                // The runtime would signal whoever is in the cgroup that it knows of.
+                log::debug!(
+                    "signal {signal} to the processes of {}: {error}",
+                    self.init.id
+                );
+                return self.signal_trees(signal);
+            }
+        };
+        if signal == SIGKILL {
+            match cgroup.kill(KILL_TIMEOUT).await {
+                Ok(()) => return Ok(()),
+                Err(error) => log::warn!("kill all of {}: {error}", self.init.id),
+            }
         }
         self.runtime.kill_all(&self.init.id, signal, cancel).await
+    }
+
+    /// Signals the init, the execs, and whom they have forked. The outcome is the init's.
+    fn signal_trees(&self, signal: u32) -> Result<()> {
+        let execs = self.execs.borrow();
+        let known = execs.values().map(|exec| &exec.process);
+        let known = known.chain([&self.init]).filter(|p| p.signal(0).is_ok());
+        let pids: Vec<i32> = known.map(|process| process.pid() as i32).collect();
+        let descendants = reaper::descendants(&pids);
+        // Parents first: they are not to see their children die.
+        let signalled = self.init.signal(signal);
+        self.signal_execs(signal);
+        for process in descendants {
+            process.signal(signal as i32);
+        }
+        signalled
+    }
+
+    /// Signals the execs that run.
+    fn signal_execs(&self, signal: u32) {
+        for exec in self.execs.borrow().values() {
+            // It may have ended.
+            let _ = exec.process.signal(signal);
+        }
     }
 
     /// Freezes the container.
@@ -596,7 +721,11 @@ impl Container {
         let paused = self.runtime.pause(&self.init.id, cancel).await;
         self.pausing.set(false);
         if paused.is_err() && cancel.is_expired() {
-            // It may have frozen the container before it was killed.
+            // It may have frozen the container before it was killed, and youki believes its
+            // own record of that.
+            let limit = Cancel::after(TURN_TIMEOUT);
+            let resumed = self.runtime.resume(&self.init.id, &limit).await;
+            log::debug!("undo pause of {}: {resumed:?}", self.init.id);
             self.thaw().await;
         }
         paused?;
@@ -681,27 +810,30 @@ impl Container {
         Ok(())
     }
 
-    /// Every process in the container.
+    /// The init, the execs that run, and who else is in the container's cgroup. containerd
+    /// takes an error or an empty list for a container that is lost: an init that has ended
+    /// is still named, and what cannot be read is left out.
     pub fn pids(&self) -> Result<Vec<Member>> {
-        let nothing = || {
-            // An empty list means to containerd that the container is lost.
-            Error::unknown(format!("container {} has no processes", self.init.id))
-        };
-        let pids = self.cgroup().map_err(|_| nothing())?.pids();
-        let pids = pids.map_err(|e| e.within(format!("list the processes of {}", self.init.id)))?;
-        if pids.is_empty() {
-            return Err(nothing());
+        let init = self.init.pid();
+        if init == 0 {
+            let message = format!("container {} has no processes", self.init.id);
+            return Err(Error::unknown(message));
         }
         let execs = self.execs.borrow();
-        let exec_of = |pid: u32| {
-            let exec = execs.values().find(|exec| exec.process.is(pid))?;
-            Some(exec.process.id.clone())
-        };
-        let member = |pid: i32| Member {
-            pid: pid as u32,
-            exec_id: exec_of(pid as u32),
-        };
-        Ok(pids.into_iter().map(member).collect())
+        let execs = execs.values().map(|exec| &exec.process);
+        let mut members: BTreeMap<u32, Option<String>> = execs
+            .filter(|exec| exec.is(exec.pid()))
+            .map(|exec| (exec.pid(), Some(exec.id.clone())))
+            .collect();
+        members.entry(init).or_default();
+        match self.cgroup().and_then(|cgroup| cgroup.pids()) {
+            Ok(pids) => pids.into_iter().for_each(|pid| {
+                members.entry(pid as u32).or_default();
+            }),
+            Err(error) => log::debug!("list the processes of {}: {error}", self.init.id),
+        }
+        let member = |(pid, exec_id)| Member { pid, exec_id };
+        Ok(members.into_iter().map(member).collect())
     }
 
     /// What its cgroup used. For a client that asks again and again the files stay open a
@@ -711,7 +843,11 @@ impl Container {
         let before = self.stats_asked.replace(Some(Instant::now()));
         let again = before.is_some_and(|at| at.elapsed() < STATS_BURST);
         let bursts = &self.shared.stats_bursts;
-        if again && Rc::strong_count(bursts) <= STATS_BURSTS && cgroup.keep_open() {
+        if again
+            && Rc::strong_count(bursts) <= STATS_BURSTS
+            && descriptors::suffice_for(STATS_FILES)
+            && cgroup.keep_open()
+        {
             let (cgroup, burst) = (Rc::downgrade(&cgroup), bursts.clone());
             spawn_local(async move {
                 sleep(STATS_BURST).await;
@@ -841,9 +977,18 @@ const SIGKILL: u32 = nix::sys::signal::Signal::SIGKILL as u32;
 /// The status of what SIGKILL ended.
 const KILLED: u32 = 128 + SIGKILL;
 
-/// Writes what the bundle is to hold, and reads what it holds: whether the container
-/// shares its pid namespace.
-async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<bool> {
+/// What asks for the cgroup of container `id`.
+fn plan<'a>(id: &'a str, cgroups_path: &'a str, options: &'a Options) -> Plan<'a> {
+    Plan {
+        cgroups_path,
+        id,
+        systemd: options.systemd_cgroup,
+        shim_cgroup: &options.shim_cgroup,
+    }
+}
+
+/// Writes what the bundle is to hold, and reads `config.json`.
+async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<Spec> {
     let (bundle, options) = (create.bundle.clone(), create.options.clone());
     let makes_rootfs = !create.rootfs.is_empty();
     let prepare = move || {
@@ -851,7 +996,7 @@ async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<bool> {
         if makes_rootfs {
             bundle.make_rootfs()?;
         }
-        Ok(!bundle.spec()?.has_private_pid_namespace())
+        bundle.spec()
     };
     let prepared = cancel.unless(blocking::run(prepare)).await;
     let prepared = prepared.map_err(Error::from).flatten();

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
+use tokio::time::{Duration, timeout};
 
 pub use crate::runtime::Checkpoint;
 pub use container::{Container, Create, Deleted, Member, Status};
@@ -24,6 +25,10 @@ use crate::events::Events;
 use crate::options::Options;
 use crate::reaper::Reaper;
 use crate::stdio::Owner;
+
+/// How long Shutdown waits for a creation that it cuts short to be undone: longer than each
+/// of the steps may take that have a bound.
+const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// What all containers of the shim share.
 pub struct Shared {
@@ -133,9 +138,20 @@ impl Tasks {
         }
     }
 
+    /// As [`Tasks::delete`] for a container that is being created; whatever hangs, this
+    /// returns.
+    pub async fn give_up_creation(&self, id: &str) {
+        if timeout(GIVE_UP_TIMEOUT, self.undo_creation(id))
+            .await
+            .is_err()
+        {
+            log::error!("undo create of {id}: not done within {GIVE_UP_TIMEOUT:?}");
+        }
+    }
+
     /// Cuts short the creation of container `id`, if there is one, and waits until it is
     /// undone.
-    pub async fn undo_creation(&self, id: &str) {
+    async fn undo_creation(&self, id: &str) {
         loop {
             let vacated = self.slots.vacated.notified();
             match self.slots.by_id.borrow().get(id) {
@@ -146,12 +162,15 @@ impl Tasks {
         }
     }
 
-    /// Whether there is no container: none that is being created, and none that is not
-    /// deleted.
-    pub fn may_shut_down(&self) -> bool {
+    /// Whether there is no container but deleted ones, and none that is being created, but
+    /// for `id`: whoever asks to shut down has given up on that.
+    pub fn may_shut_down(&self, id: &str) -> bool {
         let slots = self.slots.by_id.borrow();
-        let deleted = |slot: &Slot| matches!(slot, Slot::Created(c) if c.is_deleted());
-        slots.values().all(deleted)
+        let over = |(other, slot): (&String, &Slot)| match slot {
+            Slot::Creating(_) => other == id,
+            Slot::Created(container) => container.is_deleted(),
+        };
+        slots.iter().all(over)
     }
 
     /// Whether there is no container, none that is being created, and none whose deletion

@@ -31,6 +31,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use log::{debug, error, warn};
+use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{getegid, geteuid};
 use tokio::net::UnixStream;
@@ -39,7 +40,8 @@ use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::frame::{self, Frame, Reader, Received};
-use super::parked::Parked;
+use super::parked::{self, Parked};
+use crate::descriptors;
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// Requests taken from one connection in a row; then the others have their turn.
@@ -48,9 +50,10 @@ const REQUESTS_PER_TURN: usize = 4;
 /// Answers to parked requests that are made in a row; then the others have their turn.
 const ANSWERS_PER_TURN: usize = 64;
 
-/// Requests of one connection that are under way, without those that are parked. The
-/// next one is read when one of them is done.
+/// Requests of one connection that are under way, without those that are parked, and the
+/// bytes of their payloads. Beyond either the next one is read when one of them is done.
 const MAX_RUNNING: usize = 1024;
+const MAX_RUNNING_BYTES: usize = 8 << 20;
 
 /// How long to leave the listener alone when it cannot accept: descriptors become
 /// free anywhere in the system, which no event tells.
@@ -69,7 +72,7 @@ pub struct Call {
 
 /// Answers one request. The server drops the future when its deadline passes (and answers
 /// DeadlineExceeded) or its client goes away: work that must not be cut short is spawned.
-pub type Handler = Rc<dyn Fn(Call) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>>;
+pub type Handler = Rc<dyn Fn(Rc<Call>) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>>;
 
 /// Whether a call waits for an event, maybe for ever, and changes nothing: equal ones may
 /// share one answer, and any number of them may wait.
@@ -146,6 +149,9 @@ impl Server {
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<UnixStream>>> {
         if self.closed.get() {
             return Poll::Ready(None);
+        }
+        if !descriptors::suffice_for_connection() {
+            return Poll::Ready(Some(Err(Errno::EMFILE.into())));
         }
         let accepted = ready!(self.listener.poll_accept(cx));
         Poll::Ready(Some(accepted.map(|(stream, _)| stream)))
@@ -281,8 +287,10 @@ struct Connection {
     reader: Reader,
     /// Ids only grow.
     last_id: u32,
-    /// By request id. Dropping it aborts them.
-    running: JoinSet<(u32, Finished)>,
+    /// By request id, with the size of the request. Dropping it aborts them.
+    running: JoinSet<(u32, usize, Finished)>,
+    /// Bytes of the requests in `running`.
+    running_bytes: usize,
     parked: Parked,
     outbox: Outbox,
     /// What of [`Server::pending`] is ours.
@@ -298,6 +306,7 @@ impl Connection {
             reader: Reader::of_requests(),
             last_id: 0,
             running: JoinSet::new(),
+            running_bytes: 0,
             parked: Parked::default(),
             outbox: Outbox::default(),
             pending: (0, 0),
@@ -329,7 +338,7 @@ impl Connection {
             if self.parked.has_answers() {
                 break;
             }
-            if self.running.len() >= MAX_RUNNING {
+            if self.running.len() >= MAX_RUNNING || self.running_bytes > MAX_RUNNING_BYTES {
                 return Poll::Pending;
             }
             match ready!(self.reader.poll_frame(&self.stream, cx)) {
@@ -346,7 +355,10 @@ impl Connection {
     fn collect(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(done)) = self.running.poll_join_next(cx) {
             match done {
-                Ok((id, mut finished)) => self.answer(id, finished.take()),
+                Ok((id, size, mut finished)) => {
+                    self.running_bytes -= size;
+                    self.answer(id, finished.take());
+                }
                 // Not in the handler, that is caught: when its future was dropped.
                 Err(e) => error!("ttrpc request: {e}"),
             }
@@ -396,6 +408,15 @@ impl Connection {
             payload: received.payload,
         };
         let parks = (self.server.parks)(&call);
+        let size = call.payload.len();
+        if parks && size > parked::MAX_PAYLOAD {
+            let text = format!(
+                "{}: {size} bytes, and {} at most",
+                call.method,
+                parked::MAX_PAYLOAD
+            );
+            return self.answer(id, Err(Error::invalid(text)));
+        }
         let call = Rc::new(call);
         if parks && deadline == 0 && self.parked.join(&call, id) {
             return;
@@ -405,7 +426,9 @@ impl Connection {
             Poll::Ready(mut finished) => self.answer(id, finished.take()),
             Poll::Pending if parks => self.parked.park(call, id, work, deadline == 0),
             Poll::Pending => {
-                self.running.spawn_local(async move { (id, work.await) });
+                self.running_bytes += size;
+                self.running
+                    .spawn_local(async move { (id, size, work.await) });
             }
         }
     }
@@ -456,7 +479,7 @@ async fn work(server: Rc<Server>, deadline: u64, call: Rc<Call>) -> Finished {
 }
 
 /// The handler's answer; a panic in it becomes an error.
-async fn unless_it_panics(handler: &Handler, call: &Call) -> Result<Vec<u8>> {
+async fn unless_it_panics(handler: &Handler, call: &Rc<Call>) -> Result<Vec<u8>> {
     // What a handler leaves behind is the business of those who own the state: a
     // `RefCell` that was borrowed is released as the panic unwinds.
     let caught = match catch_unwind(AssertUnwindSafe(|| handler(call.clone()))) {
@@ -558,7 +581,6 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parked;
     use super::*;
     use crate::proto::Message;
     use crate::ttrpc::client::{Client, Failure};
@@ -604,7 +626,7 @@ mod tests {
             let seen = Rc::new(Seen::default());
             let handler = {
                 let seen = seen.clone();
-                Rc::new(move |call: Call| {
+                Rc::new(move |call: Rc<Call>| {
                     if call.method == "PanicAtOnce" {
                         panic!("at once");
                     }
@@ -632,15 +654,15 @@ mod tests {
         call.method == "Park"
     }
 
-    async fn handle(call: Call, seen: Rc<Seen>) -> Result<Vec<u8>> {
+    async fn handle(call: Rc<Call>, seen: Rc<Seen>) -> Result<Vec<u8>> {
         seen.calls.set(seen.calls.get() + 1);
         match call.method.as_str() {
             "Echo" => {
                 seen.answered.notify_one();
-                Ok(call.payload)
+                Ok(call.payload.clone())
             }
             "Big" => Ok(vec![1; 16 << 10]),
-            "Fail" => Err(Error::not_found(call.service)),
+            "Fail" => Err(Error::not_found(&call.service)),
             "Panic" => {
                 yield_now().await;
                 panic!("later")
@@ -649,7 +671,7 @@ mod tests {
                 seen.hanging.set(seen.hanging.get() + 1);
                 let _hanging = Hanging(seen.clone());
                 seen.go.notified().await;
-                Ok(call.payload)
+                Ok(call.payload.clone())
             }
             "Hang" => {
                 seen.hanging.set(seen.hanging.get() + 1);
@@ -934,6 +956,39 @@ mod tests {
             assert_eq!(answer(&mut stream).await.0, 1);
             let last = 2 * MAX_RUNNING as u32 + 1;
             assert_eq!(answer(&mut stream).await, (last, Ok(vec![])));
+        });
+    }
+
+    #[test]
+    fn requests_beyond_the_bytes_in_flight_are_left_unread() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let long = |timeout_nano| Request {
+                method: "Hang".into(),
+                payload: vec![0; 3 << 20],
+                timeout_nano,
+                ..Default::default()
+            };
+            for (id, timeout_nano) in [(1, 1_000_000_000), (3, 0), (5, 0)] {
+                let long = frame::request(id, &long(timeout_nano)).unwrap();
+                stream.write_all(&long).await.unwrap();
+            }
+            stream.write_all(&request(7, "Echo", b"")).await.unwrap();
+            assert_eq!(answer(&mut stream).await.0, 1);
+            assert_eq!(answer(&mut stream).await, (7, Ok(vec![])));
+        });
+    }
+
+    #[test]
+    fn a_parked_request_is_short() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let long = vec![0; parked::MAX_PAYLOAD + 1];
+            stream.write_all(&request(1, "Park", &long)).await.unwrap();
+            let (id, refused) = answer(&mut stream).await;
+            let kind = refused.unwrap_err().kind();
+            assert_eq!((id, kind), (1, Kind::InvalidArgument));
+            assert_eq!(f.seen.calls.get(), 0);
         });
     }
 

@@ -17,6 +17,7 @@ mod cases {
     mod exec;
     mod faults;
     mod grid;
+    mod isolation;
     mod kill;
     mod lifecycle;
     mod metrics;
@@ -24,10 +25,12 @@ mod cases {
     mod options;
     mod pods;
     mod resources;
+    mod server_limits;
     mod shutdown;
     mod start;
     mod stdio;
     mod stdio_faults;
+    mod stdio_limits;
     mod times;
     mod unmount;
     mod userns;

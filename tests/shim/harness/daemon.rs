@@ -368,6 +368,14 @@ impl Daemon {
         found
     }
 
+    /// What the shim's server, started for `id`, has logged so far.
+    pub fn log_of(&self, id: &str) -> String {
+        let bundles = self.bundles.lock().unwrap();
+        let kept = bundles.iter().find(|kept| kept.id == id);
+        let log = kept.and_then(|kept| kept.log.as_ref());
+        log.map(Reader::text).unwrap_or_default()
+    }
+
     /// As when containerd is away: nobody reads the shims' logs any more.
     pub fn stop_reading_logs(&self) {
         for kept in self.bundles.lock().unwrap().iter_mut() {

@@ -738,6 +738,16 @@ const TABLE: &[Difference] = &[
         "delete_does_not_report_a_container_that_lives_on_as_killed",
         "Go answers 137 whatever became of the container",
     ),
+    fails(
+        GO,
+        "no_process_or_thread_can_be_started",
+        "Go kills by the runtime, which cannot be started",
+    ),
+    fails(
+        GO,
+        "fuse_helper_goes_with_a_killed_server",
+        "Go's helpers outlive it",
+    ),
     fails_with("youki", ALL, "memory_files_are_refused", YOUKI_CALLS),
     fails_with("youki", ALL, "memory_files_are_unknown", YOUKI_CALLS),
     fails_with(
@@ -747,6 +757,12 @@ const TABLE: &[Difference] = &[
         YOUKI_CALLS,
     ),
     fails_with("youki", ALL, "sandbox_refuses_all_newer_calls", YOUKI_CALLS),
+    fails_with(
+        "crun",
+        GO,
+        "sandbox_refuses_all_newer_calls",
+        "crun kills nobody where pidfd_open fails with EPERM, and Go leaves that to it",
+    ),
     // cgroups that are not the container's alone, frozen, or left over
     fails(GO, "container_in_the_shims_cgroup_is_refused", SHARED),
     fails(

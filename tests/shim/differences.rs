@@ -777,6 +777,12 @@ const TABLE: &[Difference] = &[
     fails_with("youki", ALL, "sandbox_refuses_all_newer_calls", YOUKI_CALLS),
     fails_with(
         "crun",
+        ALL,
+        "container_is_deleted_though_the_runtimes_state_is_empty",
+        "crun takes it for deleted, and leaves its cgroup",
+    ),
+    fails_with(
+        "crun",
         GO,
         "sandbox_refuses_all_newer_calls",
         "crun kills nobody where pidfd_open fails with EPERM, and Go leaves that to it",

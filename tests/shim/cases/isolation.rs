@@ -138,7 +138,57 @@ fn open_dir(at: impl AsFd, name: &str) -> OwnedFd {
     openat(at, name, flags, Mode::empty()).expect("open a cgroup")
 }
 
+/// Set where a case runs as an unprivileged user, in a user namespace of its own.
+const ROOTLESS: &str = "TEST_IS_ROOTLESS";
+
+/// Runs `case` once more as an unprivileged user who owns `cgroup`, in that, as a session is
+/// that systemd made: in a user namespace, and with a /run of its own.
+#[track_caller]
+fn run_rootless(d: &Daemon, cgroup: &str, case: &str) {
+    const ENTER: &str = "for dir in $1; do echo $$ >$dir/cgroup.procs; done; shift
+        exec setpriv --reuid=1000 --regid=1000 --clear-groups unshare --user --map-root-user --mount \
+            sh -c 'mount -t tmpfs tmpfs /run && exec \"$@\"' sh \"$@\"";
+    let dirs = cgroup_dirs(cgroup);
+    for dir in &dirs {
+        for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.kill"] {
+            std::os::unix::fs::chown(dir.join(file), Some(1000), Some(1000))
+                .expect("give a cgroup away");
+        }
+    }
+    let dirs: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    let mut command = Command::new("sh");
+    command.args(["-c", ENTER, "sh", &dirs.join(" ")]);
+    command
+        .arg(std::env::current_exe().unwrap())
+        .args([case, "--exact", "--nocapture"]);
+    command.env(ROOTLESS, "1").env("TMPDIR", "/tmp");
+    let output = process::run(&mut command, &[], 4 * d.patience);
+    let text = output.stdout_text() + &output.stderr_text();
+    assert!(output.status == 0 && text.contains("1 passed"), "{text}");
+}
+
 cases! {
+    fn rootless_container_without_a_cgroup_spares_its_session(d) {
+        if std::env::var_os(ROOTLESS).is_some() {
+            let c = d.container("c", &["sleep", "inf"]);
+            let c = c.spec(|spec| drop(spec["linux"].as_object_mut().unwrap().remove("cgroupsPath"))).run();
+            let init = c.state().unwrap().pid;
+            assert_eq!(pids(&c), [init]);
+            c.kill_all(9).unwrap();
+            assert_eq!(c.exit_status(), 137);
+            c.finish();
+        } else if is_unified() {
+            // Makes the rootfs.
+            d.running("c").end();
+            let session = d.make_cgroup("session");
+            let bystander = Bystander::in_cgroup(&session);
+            run_rootless(d, &session, "cases::isolation::rootless_container_without_a_cgroup_spares_its_session");
+            assert!(bystander.lives(), "the session was killed");
+        } else {
+            eprintln!("SKIPPED: no pure cgroup v2");
+        }
+    }
+
     fn container_in_the_shims_cgroup_is_refused(d) {
         let cgroup = d.make_cgroup("shims");
         let bystander = Bystander::in_cgroup(&cgroup);

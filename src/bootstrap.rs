@@ -21,11 +21,12 @@ use nix::sys::signal::Signal;
 use crate::bundle::{Bundle, Spec};
 use crate::cgroup;
 use crate::cli::Flags;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::options::Options;
+use crate::probe::{self, Version};
 use crate::proto::bootstrap::{BootstrapParams, BootstrapResult};
 use crate::proto::{Any, Message};
-use crate::reaper::{Child, Reaper};
+use crate::reaper::{Child, Reaper, Spawned};
 use crate::socket::{self, Claim};
 use crate::sys::process;
 
@@ -77,7 +78,10 @@ fn start(flags: &Flags, request: &Request, bundle: &Bundle, output: &mut impl Wr
         bundle.link_socket_dir(Path::new(dir))?;
     }
     match socket::claim(&path).context(|| format!("listen on {}", path.display()))? {
-        Claim::Served => request.reply(bundle, &path, output),
+        Claim::Served => {
+            let version = request.version_of_server(flags, &path)?;
+            request.reply(bundle, &path, version, output)
+        }
         Claim::Ours(listener) => {
             let started = start_server(flags, request, bundle, &listener)
                 .and_then(|server| settle(&server, request, bundle, &path, output));
@@ -140,14 +144,43 @@ impl Request {
         })
     }
 
-    /// Answers that the server listens at `path`.
-    fn reply(&self, bundle: &Bundle, path: &Path, output: &mut impl Write) -> Result<()> {
+    /// Which version of the Task service the daemon is to speak with the live server at
+    /// `path`. If that does not say: the one that it would with a server of ours.
+    fn version_of_server(&self, flags: &Flags, path: &Path) -> Result<Version> {
+        let versions = match self.dialect.version() {
+            Version::V2 => [Version::V2, Version::V3],
+            Version::V3 => [Version::V3, Version::V2],
+        };
+        let spoken = probe::first_spoken(path, &flags.namespace, &flags.id, versions)
+            .context(|| format!("ask the server at {}", path.display()))?;
+        let version = spoken.unwrap_or(versions[0]);
+        if (self.dialect, version) == (Dialect::Plain, Version::V3) && !flags.knows_json {
+            return Err(Error::new(
+                Kind::Unimplemented,
+                format!(
+                    "join the server at {}: it speaks version 3 of the Task service only, \
+                     which containerd 1.6 does not",
+                    path.display()
+                ),
+            ));
+        }
+        Ok(version)
+    }
+
+    /// Answers that the server listens at `path` and speaks `version`.
+    fn reply(
+        &self,
+        bundle: &Bundle,
+        path: &Path,
+        version: Version,
+        output: &mut impl Write,
+    ) -> Result<()> {
         let address = socket::address(path);
         // 1.6 and 1.7 find the server again by this file; later ones write their own.
         if self.dialect != Dialect::Protobuf {
             bundle.write_address(&address)?;
         }
-        let reply = self.dialect.encode(address)?;
+        let reply = self.dialect.encode(address, version)?;
         output
             .write_all(&reply)
             .and_then(|()| output.flush())
@@ -163,16 +196,29 @@ fn either(first: String, second: &str) -> String {
 }
 
 impl Dialect {
-    fn encode(self, address: String) -> Result<Vec<u8>> {
+    /// The version of a server of ours that the daemon gets to know.
+    fn version(self) -> Version {
         match self {
-            Dialect::Plain => Ok(address.into_bytes()),
-            Dialect::Json => {
+            Dialect::Plain => Version::V2,
+            Dialect::Json | Dialect::Protobuf => Version::V3,
+        }
+    }
+
+    fn encode(self, address: String, version: Version) -> Result<Vec<u8>> {
+        let number = match version {
+            Version::V2 => 2,
+            Version::V3 => 3,
+        };
+        match (self, version) {
+            (Dialect::Plain, Version::V2) => Ok(address.into_bytes()),
+            // Nothing else tells version 3.
+            (Dialect::Plain, Version::V3) | (Dialect::Json, _) => {
                 let reply =
-                    serde_json::json!({"version": 3, "address": address, "protocol": "ttrpc"});
+                    serde_json::json!({"version": number, "address": address, "protocol": "ttrpc"});
                 Ok(reply.to_string().into_bytes())
             }
-            Dialect::Protobuf => BootstrapResult {
-                version: 3,
+            (Dialect::Protobuf, _) => BootstrapResult {
+                version: number,
                 address,
                 protocol: "ttrpc".into(),
                 ..BootstrapResult::default()
@@ -208,10 +254,11 @@ fn start_server(
         command.env("TTRPC_ADDRESS", &request.ttrpc_address);
     }
     process::pass_fds(&mut command, vec![passed.into()]).context(|| "pass the socket")?;
-    let (server, _) = Reaper::new()
-        .spawn_lasting(&mut command)
-        .context(|| "start the server")?;
-    Ok(server)
+    Reaper::new()
+        .spawn_lasting(command)
+        .and_then(Spawned::started_blocking)
+        .map(|(server, _)| server)
+        .context(|| "start the server")
 }
 
 /// This executable again: by its path, so that it has its name in a listing of
@@ -239,7 +286,7 @@ fn settle(
 ) -> Result<()> {
     let settled = join_cgroup(&request.options, server.pid)
         .and_then(|()| adjust_oom_score(server.pid))
-        .and_then(|()| request.reply(bundle, path, output));
+        .and_then(|()| request.reply(bundle, path, request.dialect.version(), output));
     if settled.is_err() {
         // It fails only when the server is gone already.
         let _ = server.signal(Signal::SIGKILL as i32);
@@ -428,7 +475,10 @@ mod tests {
 
     #[test]
     fn replies_by_their_bytes() {
-        let encode = |dialect: Dialect| dialect.encode(SOCKET.into()).unwrap();
+        let encode = |dialect: Dialect| {
+            let reply = dialect.encode(SOCKET.into(), dialect.version());
+            reply.unwrap()
+        };
         assert_eq!(encode(Dialect::Plain), SOCKET.as_bytes());
         assert_eq!(
             encode(Dialect::Protobuf),
@@ -439,6 +489,10 @@ mod tests {
             json,
             serde_json::json!({"version": 3, "address": SOCKET, "protocol": "ttrpc"})
         );
+        let json = Dialect::Plain.encode(SOCKET.into(), Version::V3).unwrap();
+        assert_eq!(json, encode(Dialect::Json));
+        let json = Dialect::Json.encode(SOCKET.into(), Version::V2).unwrap();
+        assert!(String::from_utf8(json).unwrap().contains("\"version\":2"));
     }
 
     #[test]
@@ -491,7 +545,10 @@ mod tests {
             let mut reply = Vec::new();
             start(&flags(), &request, &bundle, &mut reply).unwrap();
             let address = socket::address(&path);
-            assert_eq!(reply, dialect.encode(address.clone()).unwrap());
+            assert_eq!(
+                reply,
+                dialect.encode(address.clone(), dialect.version()).unwrap()
+            );
             let written = (dialect != Dialect::Protobuf).then_some(address);
             assert_eq!(bundle.address(), Ok(written));
             assert_eq!(

@@ -51,6 +51,9 @@ pub struct Flags {
     pub sched_core: bool,
     /// [`REPLY_VARIABLE`]: answer old daemons in JSON.
     pub json_reply: bool,
+    /// `MAX_SHIM_VERSION` is set, which containerd has done since 1.7: an answer in JSON is
+    /// not taken for an address.
+    pub knows_json: bool,
 }
 
 /// Makes an [`Action`] of the arguments (without the program's name) and the
@@ -85,6 +88,7 @@ pub fn parse(args: &[OsString], env: impl Fn(&str) -> Option<OsString>) -> Resul
         debug: parsed.debug,
         ttrpc_address: text("TTRPC_ADDRESS"),
         sched_core: !text("SCHED_CORE").is_empty(),
+        knows_json: env("MAX_SHIM_VERSION").is_some(),
         json_reply: match text(REPLY_VARIABLE).as_str() {
             "" | "plain" => false,
             "json" => true,

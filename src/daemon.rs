@@ -1,8 +1,9 @@
 //! The long-lived server: wires the parts together, owns its signals and the order in
 //! which it ends.
 //!
-//! It ends for three reasons only: Shutdown without a container, SIGTERM, SIGINT.
-//! Containers outlive the latter two: whoever sends them cleans up.
+//! It ends for four reasons only: Shutdown without a container, half a minute without
+//! client and container, SIGTERM, SIGINT. Containers outlive the latter two: whoever sends
+//! them cleans up. SIGUSR1 has its state written to the log.
 
 use std::future::Future;
 use std::os::unix::net::UnixListener;
@@ -25,8 +26,13 @@ use crate::task::{Shared, Tasks};
 
 /// The listening socket that `start` leaves open for the server.
 const LISTENER: i32 = 3;
+/// How long a server with neither container nor client waits for one. containerd dials
+/// milliseconds after `start` has answered; a `start` that was killed leaves nobody.
+const DESERTED: Duration = Duration::from_secs(30);
 /// How long the end waits for answers and events to be taken.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long it waits for events to be taken while nobody listens for them.
+const FAREWELL_TO_NOBODY: Duration = Duration::from_secs(1);
 
 /// Serves until there is nothing left to serve.
 pub fn run(flags: &Flags) -> Result<()> {
@@ -34,6 +40,9 @@ pub fn run(flags: &Flags) -> Result<()> {
     // Without its log a server is still worth having.
     let _ = crate::log::init(&bundle.log(), flags.debug, &flags.id, &flags.namespace);
     let listener = listener(&flags.socket)?;
+    if let Err(error) = sys::process::raise_descriptor_limit() {
+        log::warn!("raise the soft limit of descriptors to the hard one: {error}");
+    }
     let reaper = Reaper::new();
     reaper
         .block_on(serve(flags, listener, reaper.clone()))
@@ -59,8 +68,7 @@ fn listener(path: &str) -> Result<UnixListener> {
 async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context(|| "listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context(|| "listen for SIGINT")?;
-    // Caught and left alone. Ignored it would be in the containers, too.
-    let _hangup = signal(SignalKind::hangup()).context(|| "listen for SIGHUP")?;
+    let mut user = signal(SignalKind::user_defined1()).context(|| "listen for SIGUSR1")?;
 
     let events = Events::new(flags.ttrpc_address.clone(), flags.namespace.clone());
     spawn_local(events.clone().run());
@@ -76,20 +84,48 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     spawn_local(server.clone().run());
     log::info!("serving containers of namespace {}", flags.namespace);
 
+    let report = async {
+        while user.recv().await.is_some() {
+            report(&service, &events);
+        }
+    };
     tokio::select! {
+        () = report => log::error!("SIGUSR1 is not listened for any more"),
         () = service.shut_down() => log::info!("shut down: no container is left"),
+        () = service.deserted(DESERTED) => log::info!("neither container nor client: ending"),
         _ = terminate.recv() => log::info!("SIGTERM: leaving the containers to others"),
         _ = interrupt.recv() => log::info!("SIGINT: leaving the containers to others"),
     }
     server.close();
     // Events first: their clients see them before they see the shim go.
-    bounded("deliver the last events", events.drained()).await;
-    bounded("send the last answers", server.flushed()).await;
+    deliver_last(&events).await;
+    bounded("send the last answers", FAREWELL, server.flushed()).await;
     Ok(())
 }
 
-async fn bounded(what: &str, work: impl Future<Output = ()>) {
-    if timeout(FAREWELL, work).await.is_err() {
-        log::error!("{what}: not done within {FAREWELL:?}");
+/// Writes to the log what there is to know of a server that seems stuck.
+fn report(service: &Service, events: &Events) {
+    for line in service.report() {
+        log::info!("SIGUSR1: {line}");
+    }
+    log::info!("SIGUSR1: {} events are queued", events.waiting());
+}
+
+async fn deliver_last(events: &Events) {
+    if timeout(FAREWELL_TO_NOBODY, events.drained()).await.is_ok() {
+        return;
+    }
+    if events.nobody_listens() {
+        let count = events.waiting();
+        log::error!("deliver the last {count} events: containerd does not listen");
+    } else {
+        let rest = FAREWELL - FAREWELL_TO_NOBODY;
+        bounded("deliver the last events", rest, events.drained()).await;
+    }
+}
+
+async fn bounded(what: &str, time: Duration, work: impl Future<Output = ()>) {
+    if timeout(time, work).await.is_err() {
+        log::error!("{what}: not done within {time:?}");
     }
 }

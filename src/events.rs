@@ -1,22 +1,24 @@
 //! Events to containerd: domain [`Event`] → envelope → the ordered, lossless queue.
 //!
 //! Promises: events arrive in the order of their `publish`, whatever becomes of the
-//! connection; none is dropped while this process lives, but one that containerd
-//! calls invalid. An event may arrive twice: when its answer was lost.
+//! connection. None is dropped while this process lives, but one that containerd answers
+//! and goes on to refuse, lest it hold up all others, and an OOM that directly follows
+//! another one of its container which still waits. An event may arrive twice: when its
+//! answer was lost.
 //!
 //! Lacks on purpose: a bound. What waits is a hundred bytes or so per event, and
 //! losing an exit is worse.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use log::{debug, error, info, warn};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, timeout};
 
-use crate::error::{Context as _, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::Mount;
 use crate::proto::events as wire;
 use crate::proto::forward::ForwardRequest;
@@ -32,6 +34,17 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 /// Between attempts, doubling. Nothing tells when containerd is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long an event is sent again that containerd answers with an error; then it is
+/// dropped. One that it calls invalid is dropped at once.
+const REFUSED: Duration = Duration::from_secs(10);
+
+/// As [`REFUSED`], for errors of a containerd that is still starting. Once an event was
+/// dropped after that time, those that follow have the shorter one, until one is taken.
+const STARTING: Duration = Duration::from_secs(300);
+
+/// The topic of [`Event::Oom`].
+const OOM: &str = "/tasks/oom";
 
 /// What happened, in containerd's words; each is one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +101,24 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The id of the container that it is about.
+    fn container(&self) -> &str {
+        match self {
+            Event::Create { container_id, .. }
+            | Event::Start { container_id, .. }
+            | Event::ExecAdded { container_id, .. }
+            | Event::ExecStarted { container_id, .. }
+            | Event::Exit { container_id, .. }
+            | Event::Delete { container_id, .. }
+            | Event::Oom { container_id }
+            | Event::Paused { container_id }
+            | Event::Resumed { container_id }
+            | Event::Checkpointed { container_id, .. } => container_id,
+        }
+    }
+}
+
 /// The ordered, lossless queue of events to containerd; clones share it.
 #[derive(Clone)]
 pub struct Events(Rc<Queue>);
@@ -101,6 +132,12 @@ struct Queue {
     queued: Notify,
     /// Nothing waits any more.
     emptied: Notify,
+    /// There is little time left to deliver.
+    hurry: Notify,
+    /// Nobody listened at `address` when it was tried last.
+    absent: Cell<bool>,
+    /// containerd has been starting for longer than a start takes.
+    never_starts: Cell<bool>,
     /// All that was ever published.
     #[cfg(test)]
     told: RefCell<Vec<Event>>,
@@ -110,6 +147,7 @@ struct Queue {
 #[derive(Clone)]
 struct Entry {
     topic: &'static str,
+    container: Rc<str>,
     /// `ForwardRequest`, encoded.
     request: Rc<[u8]>,
 }
@@ -124,6 +162,9 @@ impl Events {
             waiting: RefCell::default(),
             queued: Notify::new(),
             emptied: Notify::new(),
+            hurry: Notify::new(),
+            absent: Cell::default(),
+            never_starts: Cell::default(),
             #[cfg(test)]
             told: RefCell::default(),
         }))
@@ -144,6 +185,7 @@ impl Events {
             return;
         }
         match encode(event, &self.0.namespace, SystemTime::now()) {
+            Ok(entry) if self.repeats_oom(&entry) => debug!("OOM of {} again", entry.container),
             Ok(entry) => {
                 self.0.waiting.borrow_mut().push_back(entry);
                 self.0.queued.notify_one();
@@ -153,7 +195,27 @@ impl Events {
         }
     }
 
-    /// Delivers, one at a time, in order, for ever: reconnects and sends the head again until it was taken.
+    /// Whether `entry` is an OOM, and so was the last one of its container that waits: a
+    /// container that runs out of memory in a loop must not fill ours.
+    fn repeats_oom(&self, entry: &Entry) -> bool {
+        let waiting = self.0.waiting.borrow();
+        let mut newest_first = waiting.iter().rev();
+        let last = newest_first.find(|other| other.container == entry.container);
+        entry.topic == OOM && last.is_some_and(|last| last.topic == OOM)
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.0.waiting.borrow().len()
+    }
+
+    /// Whether there is no containerd: nobody listened when it was tried last.
+    pub fn nobody_listens(&self) -> bool {
+        self.0.absent.get()
+    }
+
+    /// Delivers, one at a time, in order, for ever: reconnects and sends the head again
+    /// until it was taken, or refused for too long.
     pub async fn run(self) {
         let mut client = None;
         loop {
@@ -167,8 +229,10 @@ impl Events {
         }
     }
 
-    /// Waits until the queue is empty, which takes [`Events::run`] and containerd.
+    /// Waits until the queue is empty, which takes [`Events::run`] and containerd. A pause
+    /// between attempts ends.
     pub async fn drained(&self) {
+        self.0.hurry.notify_waiters();
         while !self.0.waiting.borrow().is_empty() {
             self.0.emptied.notified().await;
         }
@@ -190,27 +254,60 @@ impl Events {
 
     /// Returns when containerd has taken `entry`, or never will.
     async fn deliver(&self, client: &mut Option<Client>, entry: &Entry) {
-        let topic = entry.topic;
+        let what = format!("forward {} of {}", entry.topic, entry.container);
         let mut pause = FIRST_PAUSE;
+        let mut refused_since = None;
         loop {
             let reused = client.is_some();
-            match self.attempt(client, entry).await {
-                Ok(()) if pause > FIRST_PAUSE => return info!("forward {topic}: done at last"),
-                Ok(()) => return,
-                Err(Failure::Refused(e)) if e.kind() == Kind::InvalidArgument => {
-                    return error!("forward {topic}, dropped: {e}");
+            let error = match self.attempt(client, entry).await {
+                Ok(()) => {
+                    self.0.never_starts.set(false);
+                    if pause > FIRST_PAUSE {
+                        info!("{what}: done at last");
+                    }
+                    return;
                 }
                 // containerd was restarted while we were idle.
-                Err(Failure::Transport(e)) if reused => debug!("forward {topic}: {e}"),
-                Err(Failure::Refused(e) | Failure::Transport(e)) => {
-                    if pause == FIRST_PAUSE {
-                        warn!("forward {topic}, will try again: {e}");
-                    }
-                    sleep(pause).await;
-                    pause = (2 * pause).min(LONGEST_PAUSE);
+                Err(Failure::Transport(e)) if reused => {
+                    debug!("{what}: {e}");
+                    continue;
                 }
+                Err(Failure::Transport(e)) => {
+                    refused_since = None;
+                    e
+                }
+                Err(Failure::Refused(e)) => {
+                    let since = *refused_since.get_or_insert_with(Instant::now);
+                    if self.is_final(&e, since.elapsed()) {
+                        return error!("{what}, dropped: {e}");
+                    }
+                    e
+                }
+            };
+            if pause == FIRST_PAUSE {
+                warn!("{what}, will try again: {error}");
             }
+            pause = match timeout(pause, self.0.hurry.notified()).await {
+                Ok(()) => FIRST_PAUSE,
+                Err(_) => (2 * pause).min(LONGEST_PAUSE),
+            };
         }
+    }
+
+    /// Whether an event that containerd has answered with `refusal` for `time` is to be
+    /// dropped.
+    fn is_final(&self, refusal: &Error, time: Duration) -> bool {
+        let starting = matches!(refusal.kind(), Kind::Unavailable | Kind::Unimplemented);
+        let limit = match refusal.kind() {
+            Kind::InvalidArgument => Duration::ZERO,
+            _ if starting && !self.0.never_starts.get() => STARTING,
+            _ => REFUSED,
+        };
+        let dropped = time >= limit;
+        if dropped && starting {
+            self.0.never_starts.set(true);
+        }
+        dropped
     }
 
     /// Sends `entry` once. Leaves a `client` that is good for another attempt, or none.
@@ -221,9 +318,12 @@ impl Events {
     ) -> std::result::Result<(), Failure> {
         let mut connected = match client.take() {
             Some(connected) => connected,
-            None => Client::connect(&self.0.address)
-                .await
-                .map_err(Failure::Transport)?,
+            None => {
+                let connected = Client::connect(&self.0.address).await;
+                let absent = matches!(&connected, Err(e) if e.kind() == Kind::NotFound);
+                self.0.absent.set(absent);
+                connected.map_err(Failure::Transport)?
+            }
         };
         let metadata = [("containerd-namespace-ttrpc", self.0.namespace.as_str())];
         let outcome = connected
@@ -244,6 +344,7 @@ impl Events {
 
 /// `event` as it goes to containerd.
 fn encode(event: Event, namespace: &str, at: SystemTime) -> Result<Entry> {
+    let container = event.container().into();
     let (topic, event) = convert(event)?;
     let envelope = Envelope {
         timestamp: MessageField::some(proto::timestamp(Some(at))),
@@ -261,6 +362,7 @@ fn encode(event: Event, namespace: &str, at: SystemTime) -> Result<Entry> {
         .context(|| format!("encode {topic}"))?;
     Ok(Entry {
         topic,
+        container,
         request: request.into(),
     })
 }
@@ -357,7 +459,7 @@ fn convert(event: Event) -> Result<(&'static str, Any)> {
                 container_id,
                 ..Default::default()
             };
-            pack("/tasks/oom", &message)
+            pack(OOM, &message)
         }
         Event::Paused { container_id } => {
             let message = wire::TaskPaused {
@@ -422,7 +524,6 @@ fn mount(mount: Mount) -> proto::Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
     use crate::ttrpc::frame::{self, Frame, Reader};
     use proptest::prelude::*;
     use std::future::{Future, pending, poll_fn};
@@ -434,6 +535,8 @@ mod tests {
     use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
     use ttrpc::proto::Request;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     /// What the fake containerd does with a request.
     #[derive(Debug, Clone, Copy, PartialEq)]
     enum Reply {
@@ -443,6 +546,7 @@ mod tests {
         Cut,
         Unavailable,
         Invalid,
+        Unknown,
         Hang,
         /// Cuts all connections and is gone until it is started again.
         Die,
@@ -505,6 +609,7 @@ mod tests {
                     Reply::Take => Ok(vec![]),
                     Reply::Unavailable => Err(Error::new(Kind::Unavailable, "not now")),
                     Reply::Invalid => Err(Error::invalid("never")),
+                    Reply::Unknown => Err(Error::unknown("not this one")),
                     Reply::Cut | Reply::TakeAndCut => return,
                     Reply::Hang => pending().await,
                     Reply::Die => {
@@ -572,6 +677,15 @@ mod tests {
 
     /// As [`until`], but time goes on, and a containerd that died is started again.
     async fn eventually(containerd: &Rc<Containerd>, condition: impl Fn() -> bool) {
+        in_steps_of(Duration::from_millis(100), containerd, condition).await;
+    }
+
+    /// As [`eventually`], in larger steps.
+    async fn in_steps_of(
+        step: Duration,
+        containerd: &Rc<Containerd>,
+        condition: impl Fn() -> bool,
+    ) {
         let mut running = containerd.start();
         for _ in 0..2000 {
             for _ in 0..200 {
@@ -583,7 +697,7 @@ mod tests {
             if running.is_finished() {
                 running = containerd.start();
             }
-            tokio::time::advance(Duration::from_millis(100)).await;
+            tokio::time::advance(step).await;
         }
         panic!("never");
     }
@@ -797,6 +911,99 @@ mod tests {
                 (2, Take),
             ];
             assert_eq!(containerd.sent(), expected);
+        });
+    }
+
+    #[test]
+    fn an_event_that_is_refused_for_good_holds_up_the_others_for_a_while_only() {
+        in_stopped_time(async {
+            for (reply, time) in [(Reply::Unknown, REFUSED), (Reply::Unavailable, STARTING)] {
+                let tries = 1 + time.as_secs() as usize;
+                let containerd = Containerd::new(&vec![reply; tries]);
+                let events = containerd.events();
+                spawn_local(events.clone().run());
+                events.publish(start(1));
+                let begun = Instant::now();
+                let dropped = || events.waiting() == 0;
+                in_steps_of(SECOND, &containerd, dropped).await;
+                let took = begun.elapsed();
+                assert!(took >= time, "{reply:?}: {took:?}");
+                assert!(took < time + 4 * LONGEST_PAUSE, "{reply:?}: {took:?}");
+                // The next one is taken, once the script has no refusal left.
+                containerd.script.borrow_mut().clear();
+                events.publish(start(2));
+                eventually(&containerd, dropped).await;
+                assert_eq!(containerd.taken(), [2]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_containerd_that_never_starts_is_waited_for_once() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[Reply::Unavailable; 1000]);
+            let events = containerd.events();
+            spawn_local(events.clone().run());
+            events.publish(start(1));
+            let dropped = || events.waiting() == 0;
+            in_steps_of(SECOND, &containerd, dropped).await;
+            let begun = Instant::now();
+            events.publish(start(2));
+            in_steps_of(SECOND, &containerd, dropped).await;
+            assert!(begun.elapsed() < REFUSED + 4 * LONGEST_PAUSE);
+        });
+    }
+
+    #[test]
+    fn an_oom_that_follows_one_of_its_container_is_not_told_again() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[]);
+            let events = containerd.events();
+            let oom = |id: &str| Event::Oom {
+                container_id: id.into(),
+            };
+            for _ in 0..10_000 {
+                events.publish(oom("c"));
+                events.publish(oom("d"));
+            }
+            assert_eq!(events.waiting(), 2);
+            for _ in 0..10 {
+                events.publish(start(1));
+                events.publish(oom("c"));
+                events.publish(oom("d"));
+            }
+            assert_eq!(events.waiting(), 2 + 2 * 10);
+            // Once it is told, the next one is news.
+            spawn_local(events.clone().run());
+            eventually(&containerd, || events.waiting() == 0).await;
+            events.publish(oom("c"));
+            assert_eq!(events.waiting(), 1);
+        });
+    }
+
+    #[test]
+    fn nobody_listens_is_told_and_a_pause_ends_when_time_is_short() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[]);
+            let events = containerd.events();
+            spawn_local(events.clone().run());
+            assert!(!events.nobody_listens());
+            events.publish(start(1));
+            until(|| events.nobody_listens()).await;
+            for _ in 0..100 {
+                tokio::time::advance(LONGEST_PAUSE).await;
+                for _ in 0..10 {
+                    yield_now().await;
+                }
+            }
+            containerd.start();
+            // The clock stands still.
+            let drained = spawn_local({
+                let events = events.clone();
+                async move { events.drained().await }
+            });
+            until(|| drained.is_finished()).await;
+            assert!(!events.nobody_listens());
         });
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
+use crate::cancel::Cancel;
 use crate::error::{Context, Error, Kind, Result};
 use crate::options::Options;
 use crate::proto::introspection::{RuntimeInfo, RuntimeVersion};
@@ -66,12 +67,7 @@ fn info(options: Option<Any>, features: Option<Vec<u8>>) -> RuntimeInfo {
 /// The runtime's features; None when it does not tell. An error when there is no
 /// such runtime.
 fn features(options: &Options) -> Result<Option<Vec<u8>>> {
-    // The runtime's log goes where nobody else can have prepared a file for it.
-    let template = std::env::temp_dir().join("containerd-shim-XXXXXX");
-    let dir = nix::unistd::mkdtemp(&template).context(|| format!("make {}", template.display()))?;
-    let asked = ask(options, &dir);
-    // It was made for this call alone; what stays behind is empty or nearly so.
-    let _ = std::fs::remove_dir_all(&dir);
+    let asked = ask(options);
     match asked? {
         Ok(printed) => Ok(told(printed)),
         Err(error) if error.kind() == Kind::Unimplemented => Ok(None),
@@ -80,14 +76,11 @@ fn features(options: &Options) -> Result<Option<Vec<u8>>> {
 }
 
 /// The outer error is ours, the inner one the runtime's.
-fn ask(options: &Options, dir: &Path) -> Result<Result<Vec<u8>>> {
+fn ask(options: &Options) -> Result<Result<Vec<u8>>> {
     let reaper = Reaper::new();
-    let runtime = Runtime::new(reaper.clone(), options, "", dir);
-    let answer = async {
-        let late = || Err(Error::new(Kind::Unimplemented, "features: no answer"));
-        let answer = tokio::time::timeout(LIMIT, runtime.features()).await;
-        answer.unwrap_or_else(|_| late())
-    };
+    // It needs no bundle for that.
+    let runtime = Runtime::new(reaper.clone(), options, "", Path::new("/"));
+    let answer = async { runtime.features(&Cancel::after(LIMIT)).await };
     reaper.block_on(answer).context(|| "start the event loop")
 }
 

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod bootstrap;
 pub mod cleanup;
 pub mod info;
+pub mod probe;
 pub mod socket;
 
 pub mod daemon;
@@ -31,6 +32,8 @@ pub mod oom;
 
 pub mod blocking;
 pub mod bundle;
+pub mod cancel;
+pub mod descriptors;
 pub mod options;
 
 pub mod error;

@@ -25,6 +25,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     sys::fd::close_on_exec_from(3).context(|| "mark inherited descriptors")?;
+    // `pkill -USR1 containerd` is for containerd, but matches this program, too.
+    sys::process::outlive_signals().context(|| "catch signals")?;
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
     let args: Vec<OsString> = args.collect();

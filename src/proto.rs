@@ -36,6 +36,7 @@ pub use containerd_shim::protos::cgroups_v2::metrics as cgroups_v2;
 /// `containerd.runtime.bootstrap.v1`: `BootstrapParams`, `BootstrapResult`.
 pub use containerd_shim::bootstrap;
 
+use protobuf::CodedInputStream;
 pub use protobuf::well_known_types::any::Any;
 pub use protobuf::well_known_types::empty::Empty;
 pub use protobuf::well_known_types::timestamp::Timestamp;
@@ -43,6 +44,84 @@ pub use protobuf::{EnumOrUnknown, Message, MessageField, SpecialFields, UnknownV
 
 /// `runtimeoptions.v1.Options`.
 pub use generated::runtimeoptions;
+
+/// Most fields of one message, with those of the messages in it: decoding makes up to a
+/// hundred bytes and more of a field that takes two on the wire. Far above what containerd
+/// sends, which is a few dozen.
+pub const MAX_FIELDS: usize = 8192;
+
+/// Levels of messages in messages that [`count_fields`] looks at: a request, a mount or a
+/// packed message in it, the packed message's own fields.
+const MAX_DEPTH: u32 = 3;
+
+/// One field of an encoded message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field<'a> {
+    /// A number, of a variable length on the wire.
+    Varint(u64),
+    /// Text, bytes or a message.
+    Bytes(&'a [u8]),
+    /// A number of fixed length.
+    Fixed,
+}
+
+/// Calls `visit` with the number and the value of each field of an encoded message, in
+/// order; makes nothing of them. An error ends it, as does what is no message. Groups,
+/// which protobuf gave up before containerd was written, are none.
+pub fn visit_fields<'a>(
+    message: &'a [u8],
+    mut visit: impl FnMut(u32, Field<'a>) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut input = CodedInputStream::from_bytes(message);
+    let malformed = |e: protobuf::Error| e.to_string();
+    while let Some(tag) = input.read_raw_tag_or_eof().map_err(malformed)? {
+        let field = match tag & 7 {
+            0 => Field::Varint(input.read_raw_varint64().map_err(malformed)?),
+            1 => {
+                input.skip_raw_bytes(8).map_err(malformed)?;
+                Field::Fixed
+            }
+            2 => {
+                let length = input.read_raw_varint32().map_err(malformed)?;
+                let start = input.pos() as usize;
+                input.skip_raw_bytes(length).map_err(malformed)?;
+                Field::Bytes(&message[start..start + length as usize])
+            }
+            5 => {
+                input.skip_raw_bytes(4).map_err(malformed)?;
+                Field::Fixed
+            }
+            kind => return Err(format!("field {} of wire type {kind}", tag >> 3)),
+        };
+        visit(tag >> 3, field)?;
+    }
+    Ok(())
+}
+
+/// An error when an encoded message has more than [`MAX_FIELDS`], with those of the
+/// messages in it. Text and bytes may look like a message: they count as what they look like.
+pub fn limit_fields(message: &[u8]) -> Result<(), String> {
+    if count_fields(message, 1, 0) > MAX_FIELDS {
+        return Err(format!("more than {MAX_FIELDS} fields"));
+    }
+    Ok(())
+}
+
+/// `count`, and the fields of `message`; more than [`MAX_FIELDS`] are not counted.
+fn count_fields(message: &[u8], depth: u32, mut count: usize) -> usize {
+    // What is malformed is for the decoder to refuse, which stops there, too.
+    let _ = visit_fields(message, |_, field| {
+        count += 1;
+        if let (Field::Bytes(inner), true) = (field, depth < MAX_DEPTH) {
+            count = count_fields(inner, depth + 1, count);
+        }
+        match count > MAX_FIELDS {
+            true => Err(String::new()),
+            false => Ok(()),
+        }
+    });
+    count
+}
 
 /// `None` is Go's zero time, the year 1: an unset field would be read as 1970.
 pub fn timestamp(time: Option<SystemTime>) -> Timestamp {
@@ -72,6 +151,52 @@ mod generated {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn fields_are_counted_in_messages_too() {
+        let mounts = |count: usize, options: usize| {
+            let mount = Mount {
+                options: vec![String::new(); options],
+                ..Default::default()
+            };
+            let request = task::CreateTaskRequest {
+                rootfs: vec![mount; count],
+                ..Default::default()
+            };
+            request.write_to_bytes().unwrap()
+        };
+        let fits = |bytes: &[u8]| limit_fields(bytes).is_ok();
+        assert!(fits(&[]));
+        assert!(fits(&mounts(MAX_FIELDS, 0)));
+        assert!(!fits(&mounts(MAX_FIELDS + 1, 0)));
+        assert!(fits(&mounts(1, MAX_FIELDS - 1)));
+        assert!(!fits(&mounts(1, MAX_FIELDS)));
+        let packed = Any {
+            type_url: "t".into(),
+            value: [0x08, 1].repeat(MAX_FIELDS),
+            ..Default::default()
+        };
+        let request = task::UpdateTaskRequest {
+            resources: Some(packed).into(),
+            ..Default::default()
+        };
+        assert!(!fits(&request.write_to_bytes().unwrap()));
+    }
+
+    #[test]
+    fn a_large_json_text_is_no_message_of_many_fields() {
+        let json = format!("{{\"args\":[{}\"\"]}}", "\"\\n\\t\",".repeat(100_000));
+        let spec = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
+            value: json.into(),
+            ..Default::default()
+        };
+        let request = task::ExecProcessRequest {
+            spec: Some(spec).into(),
+            ..Default::default()
+        };
+        assert_eq!(limit_fields(&request.write_to_bytes().unwrap()), Ok(()));
+    }
 
     #[test]
     fn timestamps_are_go_s() {

@@ -3,7 +3,10 @@
 //! Promises: every child of this process is reaped (it is a subreaper, so orphans
 //! of containers are children too); an exit is timed when it is reaped; an exit
 //! that comes before anybody knows whose pid it is, is kept while someone is about
-//! to learn a pid ([`Reaper::learning`]).
+//! to learn a pid ([`Reaper::learning`]); a signal goes to a child that has not been
+//! reaped, or to nobody: until then nobody else can get its pid, and reaping and
+//! signalling are done by one thread. That needs no pidfd, which Linux before 5.3 and
+//! some sandboxes lack, and no descriptor, of which there may be none left.
 //!
 //! Lacks on purpose: channels that could fill and subscribers that could lag. The
 //! ledger is a map that one thread owns.
@@ -13,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::pin::Pin;
 use std::process::Command;
 use std::rc::Rc;
@@ -25,6 +28,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::sys::process;
+
+const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +47,7 @@ pub struct Reaper(Rc<Ledger>);
 #[derive(Default)]
 struct Ledger {
     /// Who waits, by pid.
-    waiting: RefCell<HashMap<i32, oneshot::Sender<Exit>>>,
+    waiting: RefCell<HashMap<i32, Waiter>>,
     /// Exits of pids that nobody waited for, kept while `learners > 0`.
     unclaimed: RefCell<HashMap<i32, Exit>>,
     learners: Cell<usize>,
@@ -51,15 +56,82 @@ struct Ledger {
     fake: Option<Rc<fake::Kernel>>,
 }
 
+/// Who waits for a child.
+struct Waiter {
+    exit: oneshot::Sender<Exit>,
+    /// Shared with the [`Child`]: its pid may be anybody's from now on.
+    reaped: Rc<Cell<bool>>,
+}
+
 /// A child of this process: its identity, and the means to signal it.
 #[derive(Debug)]
 pub struct Child {
     /// Its pid; after its exit only a number to report.
     pub pid: i32,
-    /// `None` when it had been reaped before it was adopted.
-    pidfd: Option<OwnedFd>,
+    reaped: Rc<Cell<bool>>,
     #[cfg(test)]
     fake: Option<Rc<fake::Kernel>>,
+}
+
+/// A child that was spawned and is still on its way: dropped before it is known to run
+/// or to have ended, it is killed, with its process group if it leads one.
+#[derive(Debug)]
+pub struct Spawned {
+    /// `None` once somebody else has it, or it has ended.
+    child: Option<Child>,
+    leads_group: bool,
+    exited: Exited,
+    /// `None` in tests that play the kernel.
+    executed: Option<process::ExecResult>,
+}
+
+impl Spawned {
+    /// Waits until the child runs its program. An error when it cannot.
+    pub async fn started(mut self) -> io::Result<(Child, Exited)> {
+        if let Some(executed) = self.executed.take() {
+            executed.wait().await?;
+        }
+        self.into_parts()
+    }
+
+    /// As [`Spawned::started`], for callers without an event loop.
+    pub fn started_blocking(mut self) -> io::Result<(Child, Exited)> {
+        if let Some(executed) = self.executed.take() {
+            executed.wait_blocking()?;
+        }
+        self.into_parts()
+    }
+
+    fn into_parts(mut self) -> io::Result<(Child, Exited)> {
+        let child = self.child.take().ok_or(Errno::ESRCH)?;
+        Ok((child, std::mem::replace(&mut self.exited, Exited::never())))
+    }
+
+    /// Waits until the child has ended. An error when it could not run its program.
+    pub async fn ended(&mut self) -> io::Result<Exit> {
+        let exit = (&mut self.exited).await;
+        self.child = None;
+        if let Some(executed) = self.executed.take() {
+            executed.of_ended()?;
+        }
+        Ok(exit)
+    }
+
+    /// Kills the child, with its process group if it leads one.
+    pub fn kill(&self) {
+        let Some(child) = &self.child else { return };
+        // ESRCH: it has ended, and only has not been asked how.
+        let _ = match self.leads_group {
+            true => child.kill_group(),
+            false => child.signal(SIGKILL),
+        };
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 /// A future of a child's exit.
@@ -124,28 +196,44 @@ impl Reaper {
 
     fn record(&self, pid: i32, exit: Exit) {
         if let Some(waiter) = self.0.waiting.borrow_mut().remove(&pid) {
+            waiter.reaped.set(true);
             // A waiter that went away wants the exit no more.
-            let _ = waiter.send(exit);
+            let _ = waiter.exit.send(exit);
         } else if self.0.learners.get() > 0 {
             self.0.unclaimed.borrow_mut().insert(pid, exit);
         }
     }
 
-    /// Spawns `command`, which dies (`SIGKILL`) with this thread, and says how it
-    /// will end. All three of its stdio must be set.
-    pub fn spawn(&self, command: &mut Command) -> io::Result<(Child, Exited)> {
-        process::die_with_parent(command);
-        self.spawn_lasting(command)
+    /// Spawns `command`, which dies (`SIGKILL`) with this thread. It leads a process group
+    /// of its own. All three of its stdio must be set.
+    pub fn spawn(&self, mut command: Command) -> io::Result<Spawned> {
+        process::die_with_parent(&mut command);
+        command.process_group(0);
+        let mut spawned = self.spawn_lasting(command)?;
+        spawned.leads_group = true;
+        Ok(spawned)
     }
 
-    /// As [`Reaper::spawn`], for a child that is to outlive this process.
-    pub fn spawn_lasting(&self, command: &mut Command) -> io::Result<(Child, Exited)> {
+    /// As [`Reaper::spawn`], for a child that may outlive this thread, and stays in our
+    /// process group unless the command says otherwise.
+    pub fn spawn_lasting(&self, mut command: Command) -> io::Result<Spawned> {
         #[cfg(test)]
         if let Some(kernel) = &self.0.fake {
-            return self.adopt(kernel.spawn(command));
+            return Ok(self.spawned(kernel.spawn(&command), None));
         }
-        let pid = command.spawn()?.id() as i32;
-        self.adopt(pid)
+        process::restore_descriptor_limit(&mut command);
+        let (pid, executed) = process::fork_exec(command)?;
+        Ok(self.spawned(pid, Some(executed)))
+    }
+
+    fn spawned(&self, pid: i32, executed: Option<process::ExecResult>) -> Spawned {
+        let (child, exited) = self.register(pid);
+        Spawned {
+            child: Some(child),
+            leads_group: false,
+            exited,
+            executed,
+        }
     }
 
     /// Keeps exits of unknown pids from now until the result is dropped: take it
@@ -159,24 +247,34 @@ impl Reaper {
     /// or reaped while somebody was [`learning`](Reaper::learning).
     /// `ECHILD` when it is neither.
     pub fn adopt(&self, pid: i32) -> io::Result<(Child, Exited)> {
-        let (sender, exited) = oneshot::channel();
         // A kept exit of the same number is of an older process if a child has it now.
-        let pidfd = if self.has_child(pid) {
-            self.0.waiting.borrow_mut().insert(pid, sender);
-            self.pidfd(pid)?
-        } else {
-            let kept = self.0.unclaimed.borrow_mut().remove(&pid);
-            let exit = kept.ok_or(io::Error::from(Errno::ECHILD))?;
-            let _ = sender.send(exit);
-            None
-        };
-        let child = Child {
+        if self.has_child(pid) {
+            return Ok(self.register(pid));
+        }
+        let kept = self.0.unclaimed.borrow_mut().remove(&pid);
+        let exit = kept.ok_or(io::Error::from(Errno::ECHILD))?;
+        let (sender, exited) = oneshot::channel();
+        let _ = sender.send(exit);
+        Ok((self.child(pid, Rc::new(Cell::new(true))), Exited(exited)))
+    }
+
+    /// Waits for the exit of `pid`, a child that has not been reaped.
+    fn register(&self, pid: i32) -> (Child, Exited) {
+        let (exit, exited) = oneshot::channel();
+        let child = self.child(pid, Rc::default());
+        let reaped = child.reaped.clone();
+        let waiter = Waiter { exit, reaped };
+        self.0.waiting.borrow_mut().insert(pid, waiter);
+        (child, Exited(exited))
+    }
+
+    fn child(&self, pid: i32, reaped: Rc<Cell<bool>>) -> Child {
+        Child {
             pid,
-            pidfd,
+            reaped,
             #[cfg(test)]
             fake: self.0.fake.clone(),
-        };
-        Ok((child, Exited(exited)))
+        }
     }
 
     fn has_child(&self, pid: i32) -> bool {
@@ -186,14 +284,6 @@ impl Reaper {
         }
         process::is_child(pid)
     }
-
-    fn pidfd(&self, pid: i32) -> io::Result<Option<OwnedFd>> {
-        #[cfg(test)]
-        if self.0.fake.is_some() {
-            return Ok(None);
-        }
-        process::pidfd_open(pid).map(Some)
-    }
 }
 
 impl Child {
@@ -202,12 +292,32 @@ impl Child {
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         #[cfg(test)]
         if let Some(kernel) = &self.fake {
-            return kernel.signal(self.pid);
+            return kernel.signal(self.pid, signal);
         }
-        match &self.pidfd {
-            Some(pidfd) => process::pidfd_send_signal(pidfd, signal),
-            None => Err(io::Error::from(Errno::ESRCH)),
+        if self.reaped.get() {
+            return Err(io::Error::from(Errno::ESRCH));
         }
+        process::kill(self.pid, signal)
+    }
+
+    /// Sends `SIGKILL` to the process group that the child leads. `ESRCH` when the child
+    /// has been reaped.
+    pub fn kill_group(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fake.is_some() {
+            return self.signal(SIGKILL);
+        }
+        if self.reaped.get() {
+            return Err(io::Error::from(Errno::ESRCH));
+        }
+        process::kill(-self.pid, SIGKILL)
+    }
+}
+
+impl Exited {
+    /// Of no child.
+    fn never() -> Self {
+        Self(oneshot::channel().1)
     }
 }
 
@@ -319,6 +429,46 @@ mod tests {
     use std::io::{BufRead, BufReader, Read};
     use std::process::Stdio;
 
+    #[test]
+    fn signal_after_the_reap_is_refused_even_if_the_pid_is_used_again() {
+        let reaper = Reaper::new();
+        let mut command = Command::new("sleep");
+        command
+            .arg("inf")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let ended = reaper.block_on(async {
+            let (child, exited) = reaper.spawn(command).unwrap().started().await.unwrap();
+            child.signal(0).unwrap();
+            child.signal(SIGKILL).unwrap();
+            assert_eq!(exited.await.status, 128 + 9);
+            child
+        });
+        // This process stands for another one that got the number.
+        let child = Child {
+            pid: std::process::id() as i32,
+            ..ended.unwrap()
+        };
+        let error = child.signal(0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::ESRCH as i32));
+    }
+
+    #[test]
+    fn adopted_after_its_exit_it_cannot_be_signalled() {
+        let reaper = Reaper::new();
+        let _learning = reaper.learning();
+        let pid = std::process::id() as i32;
+        let exit = Exit {
+            status: 3,
+            at: SystemTime::now(),
+        };
+        reaper.record(pid, exit);
+        let (child, _exited) = reaper.adopt(pid).unwrap();
+        let error = child.signal(0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::ESRCH as i32));
+        assert!(reaper.adopt(pid).is_err());
+    }
+
     /// A shell whose child has a child, which writes a byte and then waits for its end.
     fn family() -> std::process::Child {
         let mut command = Command::new("sh");
@@ -419,11 +569,13 @@ pub mod fake {
             pid
         }
 
-        pub(super) fn signal(&self, pid: i32) -> io::Result<()> {
+        pub(super) fn signal(&self, pid: i32, signal: i32) -> io::Result<()> {
             if !self.alive.borrow().contains(&pid) {
                 return Err(Errno::ESRCH.into());
             }
-            self.signalled.borrow_mut().push(pid);
+            if signal != 0 {
+                self.signalled.borrow_mut().push(pid);
+            }
             Ok(())
         }
     }

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use super::Mount;
 use super::kernel::{Target, fd_path};
 use crate::blocking;
+use crate::cancel::Cancel;
 use crate::error::{Context, Error, Result};
 use crate::reaper::Reaper;
 use crate::sys;
@@ -28,16 +29,28 @@ impl<'a> Helper<'a> {
     }
 
     /// Mounts `wanted` below `rootfs` and waits for the helper to say it is done.
-    pub async fn mount(&self, wanted: &Mount, rootfs: &Path, reaper: &Reaper) -> Result<()> {
+    pub async fn mount(
+        &self,
+        wanted: &Mount,
+        rootfs: &Path,
+        reaper: &Reaper,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let done = async {
             let target = resolve(rootfs, &wanted.target).await?;
-            self.run(wanted, &target, reaper).await
+            self.run(wanted, &target, reaper, cancel).await
         };
         done.await
             .map_err(|error: Error| error.within(wanted.described(rootfs)))
     }
 
-    async fn run(&self, wanted: &Mount, target: &Path, reaper: &Reaper) -> Result<()> {
+    async fn run(
+        &self,
+        wanted: &Mount,
+        target: &Path,
+        reaper: &Reaper,
+        cancel: &Cancel,
+    ) -> Result<()> {
         // Not a pipe: a file system's daemon may keep it open for good.
         let said = sys::fd::memory_file(c"mount.fuse", &std::env::temp_dir())
             .context(|| "make a file for the helper's output")?;
@@ -52,10 +65,11 @@ impl<'a> Helper<'a> {
             .stdin(Stdio::null())
             .stdout(output()?)
             .stderr(output()?);
-        let (_child, exited) = reaper
-            .spawn(&mut command)
-            .context(|| format!("run {}", self.program))?;
-        match exited.await.status {
+        let operation = || format!("run {}", self.program);
+        let mut helper = reaper.spawn(command).context(operation)?;
+        // One that is cut short is killed as it is dropped.
+        let ended = cancel.unless(helper.ended()).await;
+        match ended.context(operation)?.context(operation)?.status {
             0 => Ok(()),
             status => Err(Error::unknown(format!(
                 "{} exited with {status}: {}",
@@ -115,7 +129,7 @@ mod tests {
             ..Mount::default()
         };
         let reaper = Reaper::new();
-        let done = reaper.block_on(helper.mount(&wanted, dir.path(), &reaper));
+        let done = reaper.block_on(helper.mount(&wanted, dir.path(), &reaper, &Cancel::new()));
         (done.unwrap(), dir.path().to_owned())
     }
 

@@ -1,15 +1,17 @@
 //! One mount, by the kernel's own means. Everything here may block.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{SysconfVar, fchdir, sysconf};
 
@@ -48,7 +50,11 @@ impl Target<'_> {
         let how = OpenHow::new()
             .flags(flags)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        openat2(&rootfs, self.path, how)
+        match openat2(&rootfs, self.path, how) {
+            // Linux 5.6 has the call; sandboxes refuse it.
+            Err(Errno::ENOSYS | Errno::EPERM) => open_in_root(rootfs, self.path),
+            opened => opened,
+        }
     }
 
     /// Calls `act` with a path that means the target as it is now.
@@ -59,6 +65,45 @@ impl Target<'_> {
         let target = self.open()?;
         act(&fd_path(&target))
     }
+}
+
+/// Opens `path` in `root`, step by step. Each directory on the way is held, so that
+/// `..` leads back to where it was entered, and never out of the root.
+fn open_in_root(root: OwnedFd, path: &str) -> nix::Result<OwnedFd> {
+    /// As many as the kernel follows in one path.
+    const MAX_SYMLINKS: usize = 40;
+    let steps = |path: &OsStr| -> Vec<OsString> {
+        let parts = Path::new(path).components().rev();
+        parts.map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let (mut held, mut left, mut symlinks) = (vec![root], steps(path.as_ref()), 0);
+    while let Some(step) = left.pop() {
+        match step.as_bytes() {
+            b"/" => held.truncate(1),
+            b"." => {}
+            b".." if held.len() == 1 => {}
+            b".." => _ = held.pop(),
+            name => {
+                let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+                let next = openat(&held[held.len() - 1], name, flags, Mode::empty())?;
+                if !is_symlink(&next)? {
+                    held.push(next);
+                    continue;
+                }
+                symlinks += 1;
+                if symlinks > MAX_SYMLINKS {
+                    return Err(Errno::ELOOP);
+                }
+                left.extend(steps(&readlinkat(&next, "")?));
+            }
+        }
+    }
+    held.pop().ok_or(Errno::ENOENT)
+}
+
+fn is_symlink(fd: &OwnedFd) -> nix::Result<bool> {
+    let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT;
+    Ok(kind == SFlag::S_IFLNK)
 }
 
 /// A path to what `fd` is open on.
@@ -297,4 +342,49 @@ fn detached_overlay(
     })
     .context(|| "mount(2)")?;
     sys::clone_tree(&merged).context(|| "detach")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    /// Where `path` leads, in a root with links to everywhere.
+    fn resolved(path: &str) -> nix::Result<PathBuf> {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().canonicalize().unwrap();
+        let root = outside.join("root");
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::create_dir_all(outside.join("etc")).unwrap();
+        fs::create_dir_all(root.join("etc")).unwrap();
+        for (link, to) in [
+            ("absolute", "/a"),
+            ("upwards", "../../etc"),
+            ("a/b/relative", "../../a/b"),
+            ("loop", "loop"),
+        ] {
+            symlink(to, root.join(link)).unwrap();
+        }
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let opened = open_in_root(open(&root, flags, Mode::empty())?, path)?;
+        let found = fs::read_link(fd_path(&opened)).unwrap();
+        Ok(Path::new("/").join(found.strip_prefix(&root).expect("in the root")))
+    }
+
+    #[test]
+    fn without_openat2_no_path_leads_out_of_the_root() {
+        for (path, expected) in [
+            ("a", "/a"),
+            ("/a/./b/", "/a/b"),
+            ("../../..", "/"),
+            ("absolute/b", "/a/b"),
+            ("upwards", "/etc"),
+            ("a/b/relative/relative/../../etc", "/etc"),
+        ] {
+            assert_eq!(resolved(path), Ok(expected.into()), "{path}");
+        }
+        assert_eq!(resolved("loop"), Err(Errno::ELOOP));
+        assert_eq!(resolved("a/missing"), Err(Errno::ENOENT));
+    }
 }

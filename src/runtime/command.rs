@@ -1,19 +1,27 @@
-//! One invocation of an OCI runtime: spawned from the main thread, awaited as a
-//! child (never by the end of its output, which a container may hold open), and
-//! its failure told in the words of this invocation's own log.
+//! One invocation of an OCI runtime: spawned from the main thread, awaited as a child
+//! (never by the end of its output, which a container may hold open), and its failure
+//! reported in the words of this invocation's own log. One that has to be cut short is
+//! killed with its process group.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::flavor;
+use crate::cancel::{Cancel, Cause};
 use crate::error::{Context, Error, Kind, Result};
-use crate::reaper::Reaper;
+use crate::reaper::{Reaper, Spawned};
 use crate::sys;
 
-/// Most of a command's output that is read back, in bytes.
+/// Most of a command's output or log that is read back, in bytes.
 const OUTPUT_LIMIT: u64 = 1 << 20;
+
+/// How long to wait for the end of a command that was killed. One that the kernel does
+/// not let die, such as one that waits for a dead file system, is left behind.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where the runtime's own stdout and stderr go.
 pub enum Output {
@@ -29,75 +37,104 @@ pub enum Failure {
     Spawn(Error),
     /// It ended with another status than 0; the text is the runtime's own.
     Exit(String),
+    /// It was killed, as its request was cut short.
+    Cut(Cause),
 }
 
-/// Runs `command`, which writes its JSON log to `log`, to its end; the log is
-/// removed. Answers what it printed when `output` is captured.
+/// A file in memory that a runtime opens by its path: nothing is left of it, and no disk
+/// can be too full for it.
+pub struct MemoryFile(File);
+
+impl MemoryFile {
+    /// An empty one; where the kernel refuses such files, an unnamed one in `fallback`.
+    pub fn new(fallback: &Path) -> Result<Self> {
+        sys::fd::memory_file(c"runtime", fallback)
+            .map(Self)
+            .context(|| "create a file in memory for the OCI runtime")
+    }
+
+    /// One that holds `content`.
+    pub fn holding(content: &[u8], fallback: &Path) -> Result<Self> {
+        let file = Self::new(fallback)?;
+        io::Write::write_all(&mut &file.0, content)
+            .context(|| "write a file in memory for the OCI runtime")?;
+        Ok(file)
+    }
+
+    /// Its path for other processes, while it is open.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            self.0.as_raw_fd()
+        ))
+    }
+
+    /// What was written to it, up to 1 MiB.
+    fn content(&mut self) -> Vec<u8> {
+        let mut content = Vec::new();
+        // It cannot fail; if it does all the same, there is less to report.
+        let _ = self.0.rewind();
+        let _ = (&self.0).take(OUTPUT_LIMIT).read_to_end(&mut content);
+        content
+    }
+}
+
+/// Runs `command`, which writes its JSON log to `log`, to its end, or until `cancel` cuts
+/// it short. Answers what it printed when `output` is captured.
 pub async fn run(
     reaper: &Reaper,
     mut command: Command,
-    log: &Path,
+    mut log: MemoryFile,
     output: Output,
+    cancel: &Cancel,
 ) -> std::result::Result<Vec<u8>, Failure> {
     let mut captured = match output {
         Output::Captured => Some(capture(&mut command).map_err(Failure::Spawn)?),
         Output::Given => None,
     };
-    let spawned = reaper.spawn(&mut command);
     let name = PathBuf::from(command.get_program());
-    // The container's ends of its stdio live in the command: they must not
-    // outlive the spawn, or nobody would see their end.
-    drop(command);
-    let (_child, exited) = spawned.map_err(|e| Failure::Spawn(cannot_spawn(&name, &e)))?;
-    let exit = exited.await;
-    let log = Log(log);
-    let printed = match &mut captured {
-        Some(file) => read_back(file).unwrap_or_default(),
-        None => Vec::new(),
+    // The container's ends of its stdio live in the command: they go with it, or nobody
+    // would see their end.
+    let spawned = reaper.spawn(command);
+    let failed = |e| Failure::Spawn(cannot_spawn(&name, &e));
+    let mut spawned = spawned.map_err(failed)?;
+    let exit = match cancel.unless(spawned.ended()).await {
+        Ok(ended) => ended.map_err(failed)?,
+        Err(cause) => {
+            cut_short(&name, spawned).await;
+            return Err(Failure::Cut(cause));
+        }
     };
+    let printed = captured.as_mut().map_or(Vec::new(), MemoryFile::content);
     if exit.status == 0 {
         return Ok(printed);
     }
-    let text = log
-        .last_error()
+    let text = flavor::last_error(&log.content())
         .or_else(|| Some(String::from_utf8_lossy(&printed).trim().to_owned()))
         .filter(|text| !text.is_empty())
         .unwrap_or_else(|| format!("{} ended with status {}", name.display(), exit.status));
     Err(Failure::Exit(text))
 }
 
-/// Removes the log when it goes.
-struct Log<'a>(&'a Path);
-
-impl Log<'_> {
-    fn last_error(&self) -> Option<String> {
-        flavor::last_error(&fs::read(self.0).ok()?)
-    }
-}
-
-impl Drop for Log<'_> {
-    fn drop(&mut self) {
-        // Not every runtime makes its log when it has nothing to say.
-        let _ = fs::remove_file(self.0);
+/// Kills a command with its process group.
+async fn cut_short(name: &Path, mut spawned: Spawned) {
+    spawned.kill();
+    let ended = tokio::time::timeout(KILL_TIMEOUT, spawned.ended()).await;
+    if ended.is_err() {
+        let name = name.display();
+        log::warn!("kill {name}: it has not ended {KILL_TIMEOUT:?} after SIGKILL");
     }
 }
 
 /// A file in memory, unlike a pipe, neither blocks the writer nor needs a reader.
-fn capture(command: &mut Command) -> Result<File> {
-    let file = sys::fd::memory_file(c"runtime-output", &std::env::temp_dir())
-        .context(|| "create a file for the runtime's output")?;
-    let copy = || file.try_clone().context(|| "copy a descriptor");
+fn capture(command: &mut Command) -> Result<MemoryFile> {
+    let file = MemoryFile::new(&std::env::temp_dir())?;
+    let copy = || file.0.try_clone().context(|| "copy a descriptor");
     command.stdin(Stdio::null());
     command.stdout(copy()?);
     command.stderr(copy()?);
     Ok(file)
-}
-
-fn read_back(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut printed = Vec::new();
-    file.rewind()?;
-    file.take(OUTPUT_LIMIT).read_to_end(&mut printed)?;
-    Ok(printed)
 }
 
 /// Worded as Go's `os/exec` does: clients, Docker among them, match on it.

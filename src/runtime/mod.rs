@@ -1,19 +1,23 @@
 //! The OCI runtime's command line: one typed method a verb. It holds no state of
 //! containers; the runtime does. Needs a running [`Reaper`].
 
+mod broken_state;
 mod command;
 mod flavor;
 
 use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use command::{Failure, Output};
+use nix::sys::signal::Signal;
 
+use command::{Failure, MemoryFile, Output};
+
+use crate::blocking;
+use crate::cancel::Cancel;
 use crate::error::{Context, Error, Kind, Result};
 use crate::options::Options;
 use crate::reaper::Reaper;
@@ -36,7 +40,7 @@ pub struct Runtime {
     systemd_cgroup: bool,
     no_pivot_root: bool,
     no_new_keyring: bool,
-    /// Where the files of single invocations go.
+    /// Where it runs.
     bundle: PathBuf,
     /// Numbers the invocations, for their files' names.
     sequence: Cell<u64>,
@@ -78,8 +82,8 @@ pub struct Restore<'a> {
 }
 
 impl Runtime {
-    /// The runtime that `options` name, for containers of `namespace`. Files of its
-    /// invocations (logs, process specs) are made in `bundle` and removed again.
+    /// The runtime that `options` name, for containers of `namespace`. It runs in `bundle`,
+    /// where its invocations' pid files are made and removed again.
     pub fn new(reaper: Reaper, options: &Options, namespace: &str, bundle: &Path) -> Runtime {
         let or = |name: &str, default: &str| match name {
             "" => default.to_owned(),
@@ -104,8 +108,14 @@ impl Runtime {
 
     /// Makes container `id` from the bundle: its init waits for [`Runtime::start`],
     /// its pid, which this answers, is in `pid_file`.
-    pub async fn create(&self, id: &str, pid_file: &Path, io: &mut Opened) -> Result<i32> {
-        let mut call = self.call("create");
+    pub async fn create(
+        &self,
+        id: &str,
+        pid_file: &Path,
+        io: &mut Opened,
+        cancel: &Cancel,
+    ) -> Result<i32> {
+        let mut call = self.call("create")?;
         call.arg("--bundle").arg(&self.bundle);
         call.arg("--pid-file").arg(pid_file);
         call.console(io);
@@ -116,23 +126,29 @@ impl Runtime {
             call.arg("--no-new-keyring");
         }
         call.arg(id);
-        call.run_with(io)
+        call.run_with(io, cancel)
             .await
             .map_err(failed("OCI runtime create failed"))?;
         read_pid(pid_file)
     }
 
     /// Lets the init of a created container go.
-    pub async fn start(&self, id: &str) -> Result<()> {
-        self.simple("start", id)
+    pub async fn start(&self, id: &str, cancel: &Cancel) -> Result<()> {
+        self.simple("start", id, cancel)
             .await
             .map_err(failed("OCI runtime start failed"))
     }
 
     /// Makes container `id` from a checkpoint's image and lets it run on. Answers its
     /// init's pid.
-    pub async fn restore(&self, id: &str, restore: &Restore<'_>, io: &mut Opened) -> Result<i32> {
-        let mut call = self.call("restore");
+    pub async fn restore(
+        &self,
+        id: &str,
+        restore: &Restore<'_>,
+        io: &mut Opened,
+        cancel: &Cancel,
+    ) -> Result<i32> {
+        let mut call = self.call("restore")?;
         call.arg("--image-path").arg(restore.image_path);
         call.arg("--work-path").arg(restore.work_path);
         // What the checkpoint was allowed to keep. Without these CRIU refuses it, or, as
@@ -149,17 +165,22 @@ impl Runtime {
             .arg("--bundle")
             .arg(&self.bundle)
             .arg(id);
-        let restored = call.run_with(io).await;
-        restored.map_err(|failure| {
-            let failure = self.with_criu_log(failure, &restore.work_path.join("restore.log"));
-            failed("OCI runtime restore failed")(failure)
-        })?;
+        if let Err(failure) = call.run_with(io, cancel).await {
+            let log = restore.work_path.join("restore.log");
+            let failure = self.with_criu_log(failure, &log).await;
+            return Err(failed("OCI runtime restore failed")(failure));
+        }
         read_pid(restore.pid_file)
     }
 
     /// Writes the state of container `id` to an image.
-    pub async fn checkpoint(&self, id: &str, checkpoint: &Checkpoint) -> Result<()> {
-        let mut call = self.call("checkpoint");
+    pub async fn checkpoint(
+        &self,
+        id: &str,
+        checkpoint: &Checkpoint,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let mut call = self.call("checkpoint")?;
         call.arg("--image-path").arg(&checkpoint.image_path);
         call.arg("--work-path").arg(&checkpoint.work_path);
         if !checkpoint.parent_path.is_empty() {
@@ -184,27 +205,29 @@ impl Runtime {
                 .arg(&checkpoint.cgroups_mode);
         }
         call.arg(id);
-        let written = call.run().await;
-        written.map(drop).map_err(|failure| {
-            let failure = self.with_criu_log(failure, &checkpoint.work_path.join("dump.log"));
-            failed("OCI runtime checkpoint failed")(failure)
-        })
+        if let Err(failure) = call.run(cancel).await {
+            let log = checkpoint.work_path.join("dump.log");
+            let failure = self.with_criu_log(failure, &log).await;
+            return Err(failed("OCI runtime checkpoint failed")(failure));
+        }
+        Ok(())
     }
 
     /// Keeps CRIU's log in the bundle, says where, and why CRIU failed: the runtime only
     /// says that it did.
-    fn with_criu_log(&self, failure: Failure, log: &Path) -> Failure {
+    async fn with_criu_log(&self, failure: Failure, log: &Path) -> Failure {
         let Failure::Exit(text) = failure else {
             return failure;
         };
         let name = log.file_name().unwrap_or_default().to_string_lossy();
         let kept = self.bundle.join(format!("criu-{name}"));
+        let (from, to) = (log.to_owned(), kept.clone());
+        let copied = blocking::run(move || fs::copy(from, &to).and_then(|_| fs::read(to))).await;
         // It failed before there was a log.
-        let Ok(_) = fs::copy(log, &kept) else {
+        let Ok(Ok(log)) = copied else {
             return Failure::Exit(text);
         };
-        let (log, kept) = (fs::read(&kept).unwrap_or_default(), kept.display());
-        let log = String::from_utf8_lossy(&log);
+        let (log, kept) = (String::from_utf8_lossy(&log), kept.display());
         let text = text.lines().next().unwrap_or_default();
         Failure::Exit(match flavor::criu_error(&log) {
             Some(cause) => format!("{text}: {cause} path= {kept}"),
@@ -213,33 +236,47 @@ impl Runtime {
     }
 
     /// Starts a process in container `id` from `spec`, an OCI process as JSON, and
-    /// answers its pid.
-    pub async fn exec(&self, id: &str, spec: &[u8], io: &mut Opened) -> Result<i32> {
-        let mut call = self.call("exec");
-        let spec_file = call.file("process.json");
+    /// answers its pid. When that is cut short, a process that was made is killed.
+    pub async fn exec(
+        &self,
+        id: &str,
+        spec: &[u8],
+        io: &mut Opened,
+        cancel: &Cancel,
+    ) -> Result<i32> {
+        let mut call = self.call("exec")?;
+        let spec_file = MemoryFile::holding(spec, &self.bundle)?;
         let pid_file = call.file("pid");
-        fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&spec_file.0)
-            .and_then(|mut file| std::io::Write::write_all(&mut file, spec))
-            .context(|| format!("write {}", spec_file.0.display()))?;
-        call.arg("--process").arg(&spec_file.0);
+        call.arg("--process").arg(spec_file.path());
         call.console(io);
         call.arg("--detach").arg("--pid-file").arg(&pid_file.0);
         call.arg(id);
-        call.run_with(io)
-            .await
-            .map_err(failed("OCI runtime exec failed"))?;
-        read_pid(&pid_file.0)
+        match call.run_with(io, cancel).await {
+            Ok(()) => read_pid(&pid_file.0),
+            Err(failure) => {
+                if let (Failure::Cut(_), Ok(pid)) = (&failure, read_pid(&pid_file.0)) {
+                    self.kill_child(pid);
+                }
+                Err(failed("OCI runtime exec failed")(failure))
+            }
+        }
+    }
+
+    /// Kills a process that a runtime made before it was cut short itself: its parent is
+    /// gone, so that it is a child of ours.
+    fn kill_child(&self, pid: i32) {
+        let adopted = self.reaper.adopt(pid);
+        let killed = adopted.and_then(|(child, _)| child.signal(Signal::SIGKILL as i32));
+        if let Err(error) = killed {
+            log::debug!("kill process {pid} that the OCI runtime made: {error}");
+        }
     }
 
     /// Sends `signal` to all processes of container `id`.
-    pub async fn kill_all(&self, id: &str, signal: u32) -> Result<()> {
-        let mut call = self.call("kill");
+    pub async fn kill_all(&self, id: &str, signal: u32, cancel: &Cancel) -> Result<()> {
+        let mut call = self.call("kill")?;
         call.arg("--all").arg(id).arg(signal.to_string());
-        match call.run().await {
+        match call.run(cancel).await {
             Ok(_) => Ok(()),
             Err(Failure::Exit(text)) if flavor::says_finished(&text) => {
                 Err(Error::not_found("process already finished"))
@@ -252,56 +289,74 @@ impl Runtime {
     }
 
     /// Freezes all processes of container `id`.
-    pub async fn pause(&self, id: &str) -> Result<()> {
-        self.simple("pause", id)
+    pub async fn pause(&self, id: &str, cancel: &Cancel) -> Result<()> {
+        self.simple("pause", id, cancel)
             .await
             .map_err(failed("OCI runtime pause failed"))
     }
 
     /// Thaws them.
-    pub async fn resume(&self, id: &str) -> Result<()> {
-        self.simple("resume", id)
+    pub async fn resume(&self, id: &str, cancel: &Cancel) -> Result<()> {
+        self.simple("resume", id, cancel)
             .await
             .map_err(failed("OCI runtime resume failed"))
     }
 
     /// Applies `resources`, OCI `LinuxResources` as JSON, to container `id`.
-    pub async fn update(&self, id: &str, resources: &[u8]) -> Result<()> {
-        let mut call = self.call("update");
-        let file = call.file("resources.json");
-        fs::write(&file.0, resources).context(|| format!("write {}", file.0.display()))?;
-        call.arg("--resources").arg(&file.0).arg(id);
-        call.run()
+    pub async fn update(&self, id: &str, resources: &[u8], cancel: &Cancel) -> Result<()> {
+        let mut call = self.call("update")?;
+        let file = MemoryFile::holding(resources, &self.bundle)?;
+        call.arg("--resources").arg(file.path()).arg(id);
+        call.run(cancel)
             .await
             .map(drop)
             .map_err(failed("OCI runtime update failed"))
     }
 
     /// Forgets container `id`, whose processes have ended. A container that the runtime
-    /// does not know is no error.
-    pub async fn delete(&self, id: &str) -> Result<()> {
-        self.delete_with(&[], id).await
+    /// does not know is no error, nor one whose state it cannot read any more.
+    pub async fn delete(&self, id: &str, cancel: &Cancel) -> Result<()> {
+        match self.delete_with(&[], id, cancel).await {
+            Err(error) => self.forget_unreadable(id, error).await,
+            deleted => deleted,
+        }
+    }
+
+    /// Removes the runtime's state of container `id`, which it has failed to delete with
+    /// `error`, if it cannot read that state; else the error stays. To be called when no
+    /// process of the container is left.
+    pub async fn forget_unreadable(&self, id: &str, error: Error) -> Result<()> {
+        let (root, name) = (self.root.clone(), id.to_owned());
+        let removed = blocking::run_always(move || broken_state::remove_unreadable(&root, &name));
+        let removed = removed.await?;
+        let state = self.state_dir(id);
+        let state = state.display();
+        match removed.context(|| format!("remove the OCI runtime's state {state}"))? {
+            true => log::warn!("{error}: removed the state {state}, which cannot be read"),
+            false => return Err(error),
+        }
+        Ok(())
     }
 
     /// Kills container `id` and forgets it. youki fails while what it killed is still
     /// dying, so that it takes another try.
-    pub async fn kill_and_delete(&self, id: &str) -> Result<()> {
+    pub async fn kill_and_delete(&self, id: &str, cancel: &Cancel) -> Result<()> {
         for _ in 1..DELETE_TRIES {
-            if self.delete_with(&["--force"], id).await.is_ok() {
+            if self.delete_with(&["--force"], id, cancel).await.is_ok() {
                 return Ok(());
             }
-            tokio::time::sleep(DELETE_PAUSE).await;
+            cancel.unless(tokio::time::sleep(DELETE_PAUSE)).await?;
         }
-        self.delete_with(&["--force"], id).await
+        self.delete_with(&["--force"], id, cancel).await
     }
 
-    async fn delete_with(&self, options: &[&str], id: &str) -> Result<()> {
-        let mut call = self.call("delete");
+    async fn delete_with(&self, options: &[&str], id: &str, cancel: &Cancel) -> Result<()> {
+        let mut call = self.call("delete")?;
         for option in options {
             call.arg(option);
         }
         call.arg(id);
-        match call.run().await {
+        match call.run(cancel).await {
             Ok(_) => Ok(()),
             Err(Failure::Exit(text)) if flavor::says_gone(&text) => Ok(()),
             Err(failure) => Err(failed("failed to delete task")(failure)),
@@ -311,28 +366,34 @@ impl Runtime {
     /// What the runtime can do, as the JSON that it prints.
     /// [`Kind::NotFound`]: there is no such runtime; [`Kind::Unimplemented`]: it
     /// does not say.
-    pub async fn features(&self) -> Result<Vec<u8>> {
-        let call = self.call("features");
-        match call.run().await {
+    pub async fn features(&self, cancel: &Cancel) -> Result<Vec<u8>> {
+        let call = self.call("features")?;
+        match call.run(cancel).await {
             Ok(json) => Ok(json),
             Err(Failure::Spawn(error)) => Err(error),
             Err(Failure::Exit(text)) => Err(Error::new(Kind::Unimplemented, text)),
+            Err(Failure::Cut(cause)) => Err(Error::new(Kind::Unimplemented, cause.to_string())),
         }
     }
 
-    async fn simple(&self, verb: &str, id: &str) -> std::result::Result<(), Failure> {
-        let mut call = self.call(verb);
+    async fn simple(
+        &self,
+        verb: &str,
+        id: &str,
+        cancel: &Cancel,
+    ) -> std::result::Result<(), Failure> {
+        let mut call = self.call(verb).map_err(Failure::Spawn)?;
         call.arg(id);
-        call.run().await.map(drop)
+        call.run(cancel).await.map(drop)
     }
 
-    fn call(&self, verb: &str) -> Call<'_> {
+    fn call(&self, verb: &str) -> Result<Call<'_>> {
         let number = self.sequence.get();
         self.sequence.set(number + 1);
         let stem = self
             .bundle
             .join(format!("{verb}.{}.{number}", std::process::id()));
-        let log = stem.with_added_extension("log.json");
+        let log = MemoryFile::new(&self.bundle)?;
         let mut command = Command::new(&self.binary);
         // A runtime must not report to whoever started containerd.
         command.env_remove("NOTIFY_SOCKET");
@@ -343,26 +404,26 @@ impl Runtime {
         command.arg("--root").arg(&self.root);
         command
             .arg("--log")
-            .arg(&log)
+            .arg(log.path())
             .args(["--log-format", "json"]);
         if self.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
         command.arg(verb);
-        Call {
+        Ok(Call {
             reaper: &self.reaper,
             command,
             log,
             stem,
-        }
+        })
     }
 }
 
-/// An invocation in the making.
+/// An invocation that is being put together.
 struct Call<'a> {
     reaper: &'a Reaper,
     command: Command,
-    log: PathBuf,
+    log: MemoryFile,
     stem: PathBuf,
 }
 
@@ -383,18 +444,23 @@ impl Call<'_> {
         Scratch(self.stem.with_added_extension(name))
     }
 
-    async fn run(self) -> std::result::Result<Vec<u8>, Failure> {
-        command::run(self.reaper, self.command, &self.log, Output::Captured).await
+    async fn run(self, cancel: &Cancel) -> std::result::Result<Vec<u8>, Failure> {
+        let Call { command, log, .. } = self;
+        command::run(self.reaper, command, log, Output::Captured, cancel).await
     }
 
-    async fn run_with(mut self, io: &mut Opened) -> std::result::Result<(), Failure> {
+    async fn run_with(
+        mut self,
+        io: &mut Opened,
+        cancel: &Cancel,
+    ) -> std::result::Result<(), Failure> {
         let given = io.give_to(&mut self.command).map_err(Failure::Spawn)?;
         let output = if given {
             Output::Given
         } else {
             Output::Captured
         };
-        command::run(self.reaper, self.command, &self.log, output)
+        command::run(self.reaper, self.command, self.log, output, cancel)
             .await
             .map(drop)
     }
@@ -422,5 +488,6 @@ fn failed(operation: &'static str) -> impl Fn(Failure) -> Error {
         // The client sees a failed operation, not a missing object.
         Failure::Spawn(error) => Error::unknown(error.to_string()).within(operation),
         Failure::Exit(text) => Error::unknown(text).within(operation),
+        Failure::Cut(cause) => Error::from(cause).within(format_args!("{operation}: killed")),
     }
 }

@@ -1,22 +1,26 @@
 //! The Task service: decode, call, encode. Serves `containerd.task.v2.Task` and
 //! `containerd.task.v3.Task`, whose messages are the same.
 //!
-//! A call that changes something runs to its end even if its client goes away or its
-//! deadline passes: the client asks again, or containerd cleans up.
+//! A call that changes something is cut short, and undone, a moment after its client has
+//! left or its deadline has passed.
 
 mod wire;
 
 use std::cell::{Cell, OnceCell};
+use std::fmt::Display;
 use std::future::Future;
 use std::os::unix::net::UnixListener;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
+use crate::cancel::{Cancel, CancelOnDrop};
+use crate::descriptors;
 use crate::error::{Error, Kind, Result};
-use crate::proto::{Empty, Message, task};
+use crate::proto::{self, Empty, Message, task};
 use crate::sys;
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Server};
@@ -51,7 +55,7 @@ impl Service {
     pub fn endpoint(self: &Rc<Self>, listener: UnixListener) -> Result<Rc<Server>> {
         let service = self.clone();
         let handler = Rc::new(move |call| -> Answer { Box::pin(service.clone().answer(call)) });
-        let server = Server::new(listener, handler)?;
+        let server = Server::new(listener, handler, |call| call.method == "Wait")?;
         Ok(self.server.get_or_init(|| server).clone())
     }
 
@@ -60,8 +64,46 @@ impl Service {
         self.shutdown.notified().await;
     }
 
+    /// Waits until there was no client for `time`, and no container: whoever had this server
+    /// started has given it up. Nobody is taken any more then.
+    pub async fn deserted(&self, time: Duration) {
+        let Some(server) = self.server.get() else {
+            return std::future::pending().await;
+        };
+        loop {
+            server.deserted(time).await;
+            if self.tasks.is_empty() {
+                return self.end();
+            }
+            // Nothing tells when a Create whose client has left fails.
+        }
+    }
+
+    /// What is there and what is under way, in a few lines for people.
+    pub fn report(&self) -> Vec<String> {
+        let mut lines = self.tasks.report();
+        if let Some(server) = self.server.get() {
+            let (running, parked) = server.pending();
+            lines.push(format!(
+                "{} connections, {running} requests under way, {parked} parked",
+                server.connections()
+            ));
+        }
+        lines
+    }
+
+    /// Nobody new is taken, and no container made any more.
+    fn end(&self) {
+        self.over.set(true);
+        // First, so that no new client meets a server that is about to end.
+        if let Some(server) = self.server.get() {
+            server.close();
+        }
+        self.shutdown.notify_one();
+    }
+
     /// Answers one call.
-    pub async fn answer(self: Rc<Self>, call: Call) -> Result<Vec<u8>> {
+    pub async fn answer(self: Rc<Self>, call: Rc<Call>) -> Result<Vec<u8>> {
         if !SERVICES.contains(&call.service.as_str()) {
             let message = format!("service {}", call.service);
             return Err(Error::new(Kind::Unimplemented, message));
@@ -69,22 +111,28 @@ impl Service {
         let payload = &call.payload;
         match call.method.as_str() {
             "State" => now(payload, |r| self.state(r)),
-            "Create" => spawned(payload, |r| self.create(r)).await,
-            "Start" => spawned(payload, |r| self.start(r)).await,
-            "Delete" => spawned(payload, |r| self.delete(r)).await,
+            "Create" => spawned(payload, |r, cancel| self.create(r, cancel)).await,
+            "Start" => spawned(payload, |r, cancel| self.start(r, cancel)).await,
+            "Delete" => {
+                let service = self.clone();
+                let answer = spawned(payload, |r, cancel| service.delete(r, cancel)).await?;
+                // The client is there to take it.
+                self.deleted(decode(payload)?);
+                Ok(answer)
+            }
             "Pids" => now(payload, |r| self.pids(r)),
-            "Pause" => spawned(payload, |r| self.pause(r)).await,
-            "Resume" => spawned(payload, |r| self.resume(r)).await,
-            "Checkpoint" => spawned(payload, |r| self.checkpoint(r)).await,
-            "Kill" => spawned(payload, |r| self.kill(r)).await,
+            "Pause" => spawned(payload, |r, cancel| self.pause(r, cancel)).await,
+            "Resume" => spawned(payload, |r, cancel| self.resume(r, cancel)).await,
+            "Checkpoint" => spawned(payload, |r, cancel| self.checkpoint(r, cancel)).await,
+            "Kill" => spawned(payload, |r, cancel| self.kill(r, cancel)).await,
             "Exec" => now(payload, |r| self.exec(r)),
             "ResizePty" => now(payload, |r| self.resize_pty(r)),
             "CloseIO" => now(payload, |r| self.close_io(r)),
-            "Update" => spawned(payload, |r| self.update(r)).await,
+            "Update" => spawned(payload, |r, cancel| self.update(r, cancel)).await,
             "Wait" => wire::encode(&self.wait(decode(payload)?).await?),
             "Stats" => now(payload, |r| self.stats(r)),
             "Connect" => now(payload, |r| self.connect(r)),
-            "Shutdown" => now(payload, |r| self.shutdown(r)),
+            "Shutdown" => spawned(payload, |r, _| self.shutdown(r)).await,
             method => Err(Error::new(Kind::Unimplemented, format!("method {method}"))),
         }
     }
@@ -97,6 +145,7 @@ impl Service {
     async fn create(
         self: Rc<Self>,
         request: task::CreateTaskRequest,
+        cancel: Cancel,
     ) -> Result<task::CreateTaskResponse> {
         if self.over.get() {
             return Err(Error::new(
@@ -104,25 +153,33 @@ impl Service {
                 "create: the shim is shutting down",
             ));
         }
-        let container = self.tasks.create(wire::create(request)?).await?;
+        let _claim = descriptors::claim(&format!("create {}", request.id))?;
+        let container = self.tasks.create(wire::create(request)?, &cancel).await?;
         Ok(task::CreateTaskResponse {
             pid: container.pid(),
             ..Default::default()
         })
     }
 
-    async fn start(self: Rc<Self>, request: task::StartRequest) -> Result<task::StartResponse> {
+    async fn start(
+        self: Rc<Self>,
+        request: task::StartRequest,
+        cancel: Cancel,
+    ) -> Result<task::StartResponse> {
         let container = self.tasks.find(&request.id)?;
         let pid = match request.exec_id.as_str() {
             "" => {
-                let pid = container.start().await?;
+                let pid = container.start(&cancel).await?;
                 // It may be long before anything is asked again.
                 if let Err(error) = sys::memory::release_code() {
                     log::debug!("release the code's memory: {error}");
                 }
                 pid
             }
-            exec_id => container.start_exec(exec_id).await?,
+            exec_id => {
+                let _claim = descriptors::claim(&format!("start exec {exec_id}"))?;
+                container.start_exec(exec_id, &cancel).await?
+            }
         };
         Ok(task::StartResponse {
             pid,
@@ -130,44 +187,69 @@ impl Service {
         })
     }
 
-    async fn delete(self: Rc<Self>, request: task::DeleteRequest) -> Result<task::DeleteResponse> {
+    async fn delete(
+        self: Rc<Self>,
+        request: task::DeleteRequest,
+        cancel: Cancel,
+    ) -> Result<task::DeleteResponse> {
         let deleted = match request.exec_id.as_str() {
-            "" => self.tasks.delete(&request.id).await?,
-            exec_id => self.tasks.find(&request.id)?.delete_exec(exec_id).await?,
+            "" => self.tasks.delete(&request.id, &cancel).await?,
+            exec_id => {
+                let container = self.tasks.find(&request.id)?;
+                container.delete_exec(exec_id, &cancel).await?
+            }
         };
         Ok(wire::deleted(deleted))
+    }
+
+    /// The answer to a Delete is on its way to its client.
+    fn deleted(&self, request: task::DeleteRequest) {
+        match request.exec_id.as_str() {
+            "" => self.tasks.forget(&request.id),
+            exec_id => {
+                if let Ok(container) = self.tasks.find(&request.id) {
+                    container.forget_exec(exec_id);
+                }
+            }
+        }
     }
 
     fn pids(&self, request: task::PidsRequest) -> Result<task::PidsResponse> {
         wire::pids(self.tasks.find(&request.id)?.pids()?)
     }
 
-    async fn pause(self: Rc<Self>, request: task::PauseRequest) -> Result<Empty> {
+    async fn pause(self: Rc<Self>, request: task::PauseRequest, cancel: Cancel) -> Result<Empty> {
         self.tasks
             .find(&request.id)?
-            .pause()
+            .pause(&cancel)
             .await
             .map(|()| Empty::new())
     }
 
-    async fn resume(self: Rc<Self>, request: task::ResumeRequest) -> Result<Empty> {
+    async fn resume(self: Rc<Self>, request: task::ResumeRequest, cancel: Cancel) -> Result<Empty> {
         self.tasks
             .find(&request.id)?
-            .resume()
+            .resume(&cancel)
             .await
             .map(|()| Empty::new())
     }
 
-    async fn checkpoint(self: Rc<Self>, request: task::CheckpointTaskRequest) -> Result<Empty> {
+    async fn checkpoint(
+        self: Rc<Self>,
+        request: task::CheckpointTaskRequest,
+        cancel: Cancel,
+    ) -> Result<Empty> {
         let container = self.tasks.find(&request.id)?;
-        container.checkpoint(wire::checkpoint(request)?).await?;
+        container
+            .checkpoint(wire::checkpoint(request)?, &cancel)
+            .await?;
         Ok(Empty::new())
     }
 
-    async fn kill(self: Rc<Self>, request: task::KillRequest) -> Result<Empty> {
+    async fn kill(self: Rc<Self>, request: task::KillRequest, cancel: Cancel) -> Result<Empty> {
         let container = self.tasks.find(&request.id)?;
         match request.exec_id.as_str() {
-            "" => container.kill(request.signal, request.all).await?,
+            "" => container.kill(request.signal, request.all, &cancel).await?,
             exec_id => container.kill_exec(exec_id, request.signal)?,
         }
         Ok(Empty::new())
@@ -196,11 +278,15 @@ impl Service {
         Ok(Empty::new())
     }
 
-    async fn update(self: Rc<Self>, request: task::UpdateTaskRequest) -> Result<Empty> {
+    async fn update(
+        self: Rc<Self>,
+        request: task::UpdateTaskRequest,
+        cancel: Cancel,
+    ) -> Result<Empty> {
         let container = self.tasks.find(&request.id)?;
         let missing = || Error::invalid(format!("update {}: no resources", request.id));
         let resources = request.resources.as_ref().ok_or_else(missing)?;
-        container.update(&resources.value).await?;
+        container.update(&resources.value, &cancel).await?;
         Ok(Empty::new())
     }
 
@@ -229,22 +315,20 @@ impl Service {
         })
     }
 
-    fn shutdown(&self, request: task::ShutdownRequest) -> Result<Empty> {
-        if self.tasks.is_over_for(&request.id) {
-            self.over.set(true);
-            // First, so that no new client meets a server that is about to end.
-            if let Some(server) = self.server.get() {
-                server.close();
-            }
-            self.shutdown.notify_one();
+    async fn shutdown(self: Rc<Self>, request: task::ShutdownRequest) -> Result<Empty> {
+        // Whoever asks to shut down has given up on it.
+        self.tasks.give_up_creation(&request.id).await;
+        if self.tasks.may_shut_down(&request.id) {
+            self.end();
         }
         Ok(Empty::new())
     }
 }
 
 fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {
-    Q::parse_from_bytes(payload)
-        .map_err(|cause| Error::invalid(format!("decode {}: {cause}", Q::NAME)))
+    let invalid = |cause: &dyn Display| Error::invalid(format!("decode {}: {cause}", Q::NAME));
+    proto::limit_fields(payload).map_err(|cause| invalid(&cause))?;
+    Q::parse_from_bytes(payload).map_err(|cause| invalid(&cause))
 }
 
 /// Answers from memory or the kernel, without waiting.
@@ -255,14 +339,17 @@ fn now<Q: Message, A: Message>(
     wire::encode(&call(decode(payload)?)?)
 }
 
-/// Runs a call to its end, whatever becomes of its client.
-async fn spawned<Q, A, F>(payload: &[u8], call: impl FnOnce(Q) -> F) -> Result<Vec<u8>>
+/// Runs a call in a task of its own. When its deadline passes or its client leaves, the
+/// call has [`crate::cancel::GRACE`] to end by itself; then it is cut short, and undone.
+async fn spawned<Q, A, F>(payload: &[u8], call: impl FnOnce(Q, Cancel) -> F) -> Result<Vec<u8>>
 where
     Q: Message,
     A: Message,
     F: Future<Output = Result<A>> + 'static,
 {
-    let ended = spawn_local(call(decode(payload)?)).await;
+    let cancel = Cancel::new();
+    let _cancelled_with_this_future = CancelOnDrop::new(&cancel);
+    let ended = spawn_local(call(decode(payload)?, cancel)).await;
     let answer = ended.map_err(|panic| Error::unknown(format!("{}: {panic}", Q::NAME)))?;
     wire::encode(&answer?)
 }

@@ -3,39 +3,46 @@
 //! Promises: bytes move inside the kernel (`splice(2)`) where the kernel can, through
 //! a buffer that exists only while it is in use where it cannot (terminals, append
 //! files). Nothing is lost or reordered, and a reader that stops or goes away delays
-//! only the writer. Pipes grow only once a transfer filled them.
+//! only the writer.
 //!
 //! A stream that comes little by little (lines of a log) is moved once a millisecond:
 //! each transfer, however small, costs as much as one of a megabyte.
 //!
-//! Lacks on purpose: threads, timers where nothing moves, and any knowledge of what the
+//! Ends that may block in the kernel (files on a disk) are left to a thread; see `pump`.
+//!
+//! Lacks on purpose: timers where nothing moves, and any knowledge of what the
 //! two ends are.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
+use nix::fcntl::{SpliceFFlags, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::fifo::{Kind, Looks, Reading};
+use super::pump::{Pump, Pumped, Stream};
+use super::sizes::{self, QUIET, SHRINK_PAUSE, Sizes};
 use crate::sys;
 
-/// Most bytes one transfer moves, and the size pipes grow to: what the kernel allows
-/// everybody by default (`/proc/sys/fs/pipe-max-size`).
-const LARGEST: usize = 1 << 20;
+/// Most bytes that one transfer moves: what the largest pipe of a client holds.
+const TRANSFER: usize = 1 << 20;
 /// Size of the buffer where splice cannot be used.
 const BUFFER: usize = 16 << 10;
 /// More than a terminal can hold, which cannot tell how much that is (64 KiB on the
@@ -44,6 +51,12 @@ const TERMINAL: usize = 128 << 10;
 /// How long after a process's end its output may still come, when somebody else keeps
 /// the other end of the pipe open.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// How often a pipe that is held back is looked at, once something is in it.
+const FILLING: Duration = Duration::from_millis(20);
+/// Longest pause before a thread to copy with is asked for again.
+const THREAD_PAUSE: Duration = Duration::from_secs(1);
+/// Stack of a thread that closes a file, in bytes.
+const CLOSER_STACK: usize = 32 << 10;
 /// After so many transfers in a row other tasks get their turn.
 const TURNS: u32 = 8;
 /// How long a stream gathers that comes little by little.
@@ -58,15 +71,17 @@ const MOST: u32 = 1024;
 /// One end of a stream.
 #[derive(Debug)]
 pub(super) struct End {
-    fd: Rc<OwnedFd>,
+    fd: Arc<OwnedFd>,
     /// What it can be waited for; `None` for a regular file or a device like
     /// `/dev/null`, which always is ready. Else it is non-blocking.
     interest: Option<Interest>,
+    /// Whether the kernel may block who uses it, as regular files' disks do.
+    may_block: bool,
     /// Its registration, made when it is waited for.
     watch: RefCell<Option<Rc<Watch>>>,
 }
 
-type Watch = AsyncFd<Rc<OwnedFd>>;
+type Watch = AsyncFd<Arc<OwnedFd>>;
 
 impl End {
     /// Watches `fd` for `interest`.
@@ -86,10 +101,22 @@ impl End {
     /// Takes `fd` for always ready.
     pub(super) fn unwatched(fd: OwnedFd) -> Self {
         Self {
-            fd: Rc::new(fd),
+            fd: Arc::new(fd),
             interest: None,
+            may_block: false,
             watch: RefCell::default(),
         }
+    }
+
+    /// Of what was opened at a path.
+    pub(super) fn opened(fd: OwnedFd, kind: Kind, interest: Interest) -> io::Result<Self> {
+        let mut end = match kind {
+            // To ask whether it is ready may block as well.
+            Kind::File | Kind::Memory => Self::unwatched(fd),
+            Kind::Fifo | Kind::Device => Self::new(fd, interest)?,
+        };
+        end.may_block = end.interest.is_none() && kind != Kind::Memory;
+        Ok(end)
     }
 
     /// Watches `fd` for something to read.
@@ -104,7 +131,7 @@ impl End {
 
     /// Whether it is a pipe or FIFO.
     pub(super) fn is_pipe(&self) -> bool {
-        pipe_size(self).is_some()
+        sizes::size(self).is_some()
     }
 
     /// How many bytes a pipe or FIFO holds; anything else holds none.
@@ -152,6 +179,7 @@ impl End {
         let Some(watch) = self.watch()? else {
             return Ok(events);
         };
+        let mut alarms = FalseAlarms::default();
         loop {
             // Guard first, look second: readiness that arrives in between is not
             // cleared with the old.
@@ -161,6 +189,7 @@ impl End {
                 return Ok(now);
             }
             guard.clear_ready();
+            alarms.one_more().await;
         }
     }
 
@@ -174,9 +203,37 @@ impl End {
     }
 }
 
+impl Drop for End {
+    fn drop(&mut self) {
+        if self.may_block && Arc::strong_count(&self.fd) == 1 {
+            // To close it may block, too: what is left to write is written then. Without a
+            // thread it closes here.
+            let fd = self.fd.clone();
+            let _ = thread::Builder::new()
+                .stack_size(CLOSER_STACK)
+                .spawn(move || drop(fd));
+        }
+    }
+}
+
 impl AsFd for End {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Wake-ups in a row after which there was nothing to do. Whoever reads back what it
+/// wrote can cause them at will.
+#[derive(Debug, Default)]
+struct FalseAlarms(u32);
+
+impl FalseAlarms {
+    /// Pauses if there were many.
+    async fn one_more(&mut self) {
+        self.0 += 1;
+        if self.0 > MANY {
+            sleep(REST).await;
+        }
     }
 }
 
@@ -278,13 +335,13 @@ impl Pace {
         }
     }
 
-    /// Whether to rest after a transfer of so many bytes.
-    fn rests_after(&mut self, moved: usize) -> bool {
+    /// Whether to rest after a transfer of so many bytes, from or to a pipe of this `size`.
+    fn rests_after(&mut self, moved: usize, size: usize) -> bool {
         if let Some(enough) = self.rests.take() {
             let pays = moved >= enough;
             self.many = if pays { MANY } else { MOST.min(self.many * 2) };
             // The pipes must not fill meanwhile.
-            self.rests = (pays && moved < LARGEST / 2).then_some(enough);
+            self.rests = (pays && moved < size / 2).then_some(enough);
         } else if moved < LITTLE {
             if self.small == 0 {
                 self.since = Instant::now();
@@ -325,8 +382,9 @@ pub(super) struct Copy {
     /// What the log calls the stream.
     name: String,
     splices: bool,
-    /// The size of the smaller pipe; a transfer that large makes both grow.
-    size: usize,
+    sizes: Sizes,
+    /// Its pipes are to shrink, and hold too much for that.
+    lags: bool,
     pace: Pace,
     /// Empty while nothing comes.
     buffer: Vec<u8>,
@@ -336,26 +394,27 @@ pub(super) struct Copy {
     left: Option<usize>,
     dropped: u64,
     /// How much was taken from the source.
-    moved: Rc<Cell<u64>>,
+    moved: Arc<AtomicU64>,
 }
 
 impl Copy {
     /// From a pipe, FIFO or file to another.
     pub(super) fn new(from: Rc<End>, to: Rc<End>, until: Until, name: String) -> Self {
-        let size = smaller(&from, &to);
+        let sizes = Sizes::of(&from, &to);
         Self {
             from,
             to,
             until,
             name,
             splices: true,
-            size,
+            sizes,
+            lags: false,
             pace: Pace::new(),
             buffer: Vec::new(),
             pending: 0..0,
             left: None,
             dropped: 0,
-            moved: Rc::default(),
+            moved: Arc::default(),
         }
     }
 
@@ -368,21 +427,49 @@ impl Copy {
     }
 
     /// How many bytes were taken from the source so far, now and later.
-    pub(super) fn moved(&self) -> Rc<Cell<u64>> {
+    pub(super) fn moved(&self) -> Arc<AtomicU64> {
         self.moved.clone()
+    }
+
+    /// Waits until the other end of `held` is dropped, or until the source, a pipe, is
+    /// half full: whoever writes to it must not be blocked.
+    pub(super) async fn hold(&self, held: oneshot::Receiver<()>) {
+        let enough = sizes::size(&self.from).unwrap_or(0) / 2;
+        let fills = async {
+            while self.from.unread() < enough {
+                match self.from.readable().await {
+                    Ok(now) if now.contains(PollFlags::POLLIN) => sleep(FILLING).await,
+                    // Nobody writes to it any more.
+                    _ => return,
+                }
+            }
+        };
+        let released = async { drop(held.await) };
+        first(fills, released).await.unwrap_or(());
     }
 
     /// Copies until the end. Returns how many bytes were taken from the source.
     pub(super) async fn run(mut self) -> u64 {
+        if self.from.may_block || self.to.may_block {
+            match self.pump() {
+                Ok(pump) => return self.run_on_thread(pump).await,
+                Err(e) => log::error!("copy {} on a thread: {e}", self.name),
+            }
+        }
         let mut turns = 0;
+        let mut alarms = FalseAlarms::default();
         loop {
             if self.left.is_none() && self.is_over() {
                 self.left = Some(self.unread());
             }
-            match self.step() {
+            let step = self.step();
+            if step.is_ok() {
+                alarms = FalseAlarms::default();
+            }
+            match step {
                 Ok(0) => break,
                 Ok(_) if self.left == Some(0) && self.is_flushed() => break,
-                Ok(moved) if self.splices && self.pace.rests_after(moved) => {
+                Ok(moved) if self.rests_after(moved) => {
                     turns = 0;
                     self.rest().await;
                 }
@@ -392,6 +479,7 @@ impl Copy {
                     if !self.wait().await {
                         break;
                     }
+                    alarms.one_more().await;
                     turns += 1;
                 }
                 Err(_) => break,
@@ -402,7 +490,60 @@ impl Copy {
             }
         }
         self.report();
-        self.moved.get()
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    fn pump(&self) -> io::Result<Pump> {
+        Pump::new(Stream {
+            from: self.from.fd.clone(),
+            to: self.to.fd.clone(),
+            ends_with_sink: matches!(self.until, Until::SinkGone),
+            name: self.name.clone(),
+            moved: self.moved.clone(),
+        })
+    }
+
+    /// As [`Copy::run`], on a thread while something comes.
+    async fn run_on_thread(mut self, pump: Pump) -> u64 {
+        let mut looks = Looks::new(THREAD_PAUSE);
+        while self.left.is_some() || self.source_ready().await {
+            if let Some(left) = self.left {
+                pump.finish(left);
+            }
+            let mut work = pin!(pump.work());
+            let outcome = match first(&mut work, self.over()).await {
+                Some(outcome) => outcome,
+                None => {
+                    let left = self.unread();
+                    self.left = Some(left);
+                    pump.finish(left);
+                    work.await
+                }
+            };
+            match outcome {
+                Ok(Pumped::Ended) => break,
+                Ok(Pumped::Rests) => looks = Looks::new(THREAD_PAUSE),
+                Err(e) => {
+                    log::warn!("copy {}: {e}", self.name);
+                    looks.pause().await;
+                }
+            }
+        }
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the source has had its time.
+    async fn over(&self) {
+        match &self.until {
+            _ if self.left.is_some() => pending().await,
+            Until::SinkGone => pending().await,
+            Until::Drained(drain) => drain.over(DRAIN).await,
+            Until::Exited(drain) => drain.over(Duration::ZERO).await,
+        }
+    }
+
+    fn rests_after(&mut self, moved: usize) -> bool {
+        self.splices && self.pace.rests_after(moved, self.sizes.smaller())
     }
 
     fn is_flushed(&self) -> bool {
@@ -417,13 +558,14 @@ impl Copy {
                 false => self.flush(),
             };
         }
-        let most = self.left.unwrap_or(LARGEST).min(LARGEST);
+        let most = self.left.unwrap_or(TRANSFER).min(TRANSFER);
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
         match splice(&*self.from, None, &*self.to, None, most, flags) {
             Ok(moved) => {
                 self.count(moved);
-                if moved >= self.size {
-                    self.grow();
+                self.sizes.transferred(moved);
+                if self.lags {
+                    self.shrink();
                 }
                 Ok(moved)
             }
@@ -437,7 +579,7 @@ impl Copy {
     }
 
     fn count(&mut self, moved: usize) {
-        self.moved.set(self.moved.get() + moved as u64);
+        self.moved.fetch_add(moved as u64, Ordering::Relaxed);
         if let Some(left) = &mut self.left {
             *left -= moved;
         }
@@ -509,8 +651,43 @@ impl Copy {
         }
     }
 
-    /// Waits until a transfer is possible. False: there will be none.
+    /// Waits until a transfer is possible. False: there will be none. Pipes that grew
+    /// shrink meanwhile: nothing comes, or nobody reads.
     async fn wait(&mut self) -> bool {
+        if self.sizes.are_too_large() {
+            self.shrink();
+        }
+        let mut pause = QUIET;
+        while self.sizes.are_grown() {
+            match timeout(pause, self.possible()).await {
+                Ok(true) if self.lags => return self.wait_to_shrink().await,
+                Ok(possible) => return possible,
+                Err(_) if self.shrink() => break,
+                Err(_) => pause = SHRINK_PAUSE.min(pause * 2),
+            }
+        }
+        self.possible().await
+    }
+
+    /// The reader has become slow, or had stopped: waits, as long as it goes on, until the next
+    /// transfer makes the pipes shrink.
+    async fn wait_to_shrink(&mut self) -> bool {
+        let mut reading = Reading::default();
+        while !self.sizes.can_shrink() {
+            if !reading.goes_on(self.to.unread()).await {
+                break;
+            }
+        }
+        self.shrink();
+        true
+    }
+
+    fn shrink(&mut self) -> bool {
+        self.lags = !self.sizes.shrink();
+        !self.lags
+    }
+
+    async fn possible(&mut self) -> bool {
         if self.is_flushed() && !self.source_ready().await {
             return false;
         }
@@ -556,31 +733,6 @@ impl Copy {
             Until::Exited(_) | Until::SinkGone => TERMINAL,
         }
     }
-
-    /// Makes the pipes at both ends larger, where they are pipes and may be.
-    fn grow(&mut self) {
-        let wanted = self.size.saturating_mul(4).min(LARGEST);
-        for end in [&self.from, &self.to] {
-            if pipe_size(end).is_some_and(|size| size < wanted) {
-                // Refused (EPERM, EBUSY) means as fast as before.
-                let _ = fcntl(&**end, FcntlArg::F_SETPIPE_SZ(wanted as i32));
-            }
-        }
-        let size = smaller(&self.from, &self.to);
-        self.size = if size > self.size { size } else { usize::MAX };
-    }
-}
-
-/// The size of the smaller of two pipes.
-fn smaller(from: &End, to: &End) -> usize {
-    let sizes = [from, to].into_iter().filter_map(pipe_size);
-    sizes.min().unwrap_or(usize::MAX)
-}
-
-/// The size of a pipe or FIFO, `None` for anything else.
-fn pipe_size(end: &End) -> Option<usize> {
-    let size = fcntl(end, FcntlArg::F_GETPIPE_SZ).ok()?;
-    usize::try_from(size).ok()
 }
 
 /// What `work` yields, or `None` if `end` comes first.
@@ -605,10 +757,13 @@ mod tests {
 
     use super::*;
 
+    /// The size of a pipe.
+    const PIPE: usize = 64 << 10;
+
     /// A stream that moves `moved` bytes each `pause`: after how many transfers it rests.
     async fn rest_of(pace: &mut Pace, moved: usize, pause: Duration) -> Option<u32> {
         for count in 1..=10 * MOST {
-            if pace.rests_after(moved) {
+            if pace.rests_after(moved, PIPE) {
                 return Some(count);
             }
             advance(pause).await;
@@ -623,7 +778,7 @@ mod tests {
             (1, micros(1), true),
             (LITTLE - 1, micros(60), true),
             (LITTLE, micros(1), false),
-            (LARGEST, micros(1), false),
+            (PIPE, micros(1), false),
             (1, micros(70), false),
             (1, Duration::from_secs(1), false),
         ] {
@@ -634,11 +789,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_rest_is_followed_by_others_while_that_pays() {
-        for (gathered, pays) in [(400, true), (399, false), (LARGEST / 2, false)] {
+        for (gathered, pays) in [(400, true), (399, false), (PIPE / 2, false)] {
             let mut pace = Pace::new();
             rest_of(&mut pace, 100, Duration::ZERO).await.unwrap();
             for _ in 0..3 {
-                assert_eq!(pace.rests_after(gathered), pays, "{gathered} bytes");
+                assert_eq!(pace.rests_after(gathered, PIPE), pays, "{gathered} bytes");
             }
         }
     }
@@ -652,7 +807,7 @@ mod tests {
                 .await
                 .unwrap();
             // What was said while it rested: one word.
-            assert!(!pace.rests_after(100));
+            assert!(!pace.rests_after(100, PIPE));
             if rests > 10 {
                 assert!(words >= rests * MOST / 3, "{words} words, {rests} rests");
                 break;

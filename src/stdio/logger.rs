@@ -75,12 +75,10 @@ impl Program {
         let mut command = self.command(owner);
         let [stdout, stderr] = ends;
         sys::process::pass_fds(&mut command, vec![stdout, stderr, signal]).context(operation)?;
-        let (child, exited) = owner
-            .reaper
-            .spawn_lasting(&mut command)
-            .context(operation)?;
-        // Its copies of the descriptors are ours no more.
-        drop(command);
+        let spawned = owner.reaper.spawn_lasting(command).context(operation)?;
+        let started = timeout_at(deadline, spawned.started()).await;
+        let started = started.map_err(|_| not_ready().within(operation()))?;
+        let (child, exited) = started.context(operation)?;
         let (end, ended) = oneshot::channel();
         let watch = Watch {
             name: self.path.display().to_string(),
@@ -112,7 +110,7 @@ impl Program {
     async fn wait_until_ready(&self, ready: OwnedFd, deadline: Instant) -> Result<()> {
         let said = timeout_at(deadline, first_byte(ready)).await;
         let Ok(said) = said else {
-            return Err(Error::new(Kind::DeadlineExceeded, "it did not get ready"));
+            return Err(not_ready());
         };
         if !said.context(|| "wait for it")? && self.must_say_ready {
             return Err(Error::unknown(
@@ -121,6 +119,10 @@ impl Program {
         }
         Ok(())
     }
+}
+
+fn not_ready() -> Error {
+    Error::new(Kind::DeadlineExceeded, "it did not get ready")
 }
 
 /// Whether a byte came before the end.

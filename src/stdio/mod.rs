@@ -15,29 +15,33 @@ mod console;
 mod copy;
 mod fifo;
 mod logger;
+mod pump;
+mod sizes;
 mod target;
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
-use std::fs::{DirBuilder, OpenOptions};
+use std::cell::RefCell;
+use std::fs::OpenOptions;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid, fchown, pipe2};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_local, yield_now};
 use tokio::time::{Instant, timeout_at};
 
 use self::console::{ConsoleSocket, Terminal};
 use self::copy::{Copy, DRAIN, Drain, End, Until};
-use self::fifo::Reads;
+use self::fifo::Reading;
 use self::logger::Logger;
 use self::target::Target;
 use crate::error::{Context, Error, Kind, Result};
@@ -67,6 +71,8 @@ pub struct Owner<'a> {
     pub namespace: &'a str,
     /// The container's id.
     pub container_id: &'a str,
+    /// The container's bundle.
+    pub bundle: &'a Path,
     /// User that owns the container's ends of pipes.
     pub uid: u32,
     /// Group that owns them.
@@ -82,9 +88,20 @@ pub struct Opened {
     /// The process's stdin, stdout and stderr.
     passed: [Option<OwnedFd>; 3],
     stdin: Option<Input>,
+    /// Those whose copier has not been started.
     outputs: Vec<Output>,
+    early: Vec<Early>,
     logger: Option<Logger>,
     drain: Rc<Drain>,
+}
+
+/// An output whose copier was started before the OCI runtime.
+#[derive(Debug)]
+struct Early {
+    flow: Flow,
+    task: Task,
+    /// Until it is dropped, only a pipe that fills is copied.
+    _held: oneshot::Sender<()>,
 }
 
 /// A process's stdin: whence it comes, and the pipe it goes to unless that is a
@@ -129,7 +146,7 @@ struct Flow {
     from: Option<Weak<End>>,
     to: Weak<End>,
     /// How many bytes have come from there.
-    moved: Rc<Cell<u64>>,
+    moved: Arc<AtomicU64>,
 }
 
 /// Opens what `stdio` names. Fails within 30 s when a FIFO has no reader, with
@@ -151,13 +168,14 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
         passed: [None, None, None],
         stdin: None,
         outputs: Vec::new(),
+        early: Vec::new(),
         logger: None,
         drain: Rc::default(),
     };
     if stdio.terminal {
-        opened.console = Some(ConsoleSocket::new()?);
+        opened.console = Some(ConsoleSocket::new(owner.bundle)?);
     }
-    opened.open_stdin(&stdin, owner)?;
+    opened.open_stdin(&stdin, owner, deadline).await?;
     match (&stdout, &stderr) {
         (Target::Logger(program), _) => opened.log([true, true], program, owner, deadline).await?,
         (Target::None, Target::Logger(program)) => {
@@ -169,7 +187,12 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
 }
 
 impl Opened {
-    fn open_stdin(&mut self, stdin: &Target, owner: &Owner<'_>) -> Result<()> {
+    async fn open_stdin(
+        &mut self,
+        stdin: &Target,
+        owner: &Owner<'_>,
+        deadline: Instant,
+    ) -> Result<()> {
         let path = match stdin {
             Target::None => return Ok(()),
             Target::Path(path) => path,
@@ -177,7 +200,8 @@ impl Opened {
                 return Err(Error::invalid("stdin: not a path or fifo://"));
             }
         };
-        let from = fifo::Input::find(path).context(|| format!("open stdin {}", path.display()))?;
+        let found = fifo::Input::find(path, deadline).await;
+        let from = found.map_err(|e| cannot_open("stdin", path, &e))?;
         let to = match self.console {
             Some(_) => None,
             None => {
@@ -281,6 +305,21 @@ impl Opened {
         self.console.as_ref().map(ConsoleSocket::path)
     }
 
+    /// To be called before the runtime's command runs: starts the copiers of pipes, so
+    /// that a runtime that writes more than a pipe holds is not blocked. What it writes
+    /// stays in the pipe, as without this call, until that is half full.
+    pub fn copy_early(&mut self) -> Result<()> {
+        if self.console.is_some() {
+            return Ok(());
+        }
+        for output in std::mem::take(&mut self.outputs) {
+            let (_held, held) = oneshot::channel();
+            let (flow, task) = copy_output(output, None, &self.drain, Some(held))?;
+            self.early.push(Early { flow, task, _held });
+        }
+        Ok(())
+    }
+
     /// After the runtime's command ended well: receives the pty master where there is
     /// one (within 10 s), drops the container's ends and starts the copiers.
     pub async fn start(self) -> Result<Streams> {
@@ -297,9 +336,10 @@ impl Opened {
         };
         drop(self.passed);
         let master = terminal.as_ref().and_then(|terminal| terminal.master());
-        let (mut outputs, mut tasks) = (Vec::new(), Vec::new());
+        let early = self.early.into_iter().map(|early| (early.flow, early.task));
+        let (mut outputs, mut tasks): (Vec<_>, Vec<_>) = early.unzip();
         for output in self.outputs {
-            let (flow, task) = copy_output(output, master.clone(), &self.drain)?;
+            let (flow, task) = copy_output(output, master.clone(), &self.drain, None)?;
             outputs.push(flow);
             tasks.push(task);
         }
@@ -316,13 +356,13 @@ impl Opened {
 
 /// Starts copying stdin, to `pipe` or to the terminal.
 fn copy_input(
-    from: OwnedFd,
+    from: End,
     pipe: Option<OwnedFd>,
     terminal: Option<Rc<Terminal>>,
     drain: &Rc<Drain>,
 ) -> Result<Task> {
     let watched = || "watch stdin";
-    let from = Rc::new(End::source(from).context(watched)?);
+    let from = Rc::new(from);
     let name = "stdin".to_string();
     let master = terminal.as_ref().and_then(|terminal| terminal.master());
     let copy = match (pipe, master) {
@@ -342,8 +382,13 @@ fn copy_input(
     }))
 }
 
-/// Starts copying one output.
-fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Result<(Flow, Task)> {
+/// Starts copying one output. While it is `held`, only a pipe that fills is copied.
+fn copy_output(
+    output: Output,
+    master: Option<Rc<End>>,
+    drain: &Rc<Drain>,
+    held: Option<oneshot::Receiver<()>>,
+) -> Result<(Flow, Task)> {
     let Output { name, from, to } = output;
     let (copy, source) = match (from, master) {
         (Some(pipe), _) => {
@@ -372,12 +417,13 @@ fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Re
     };
     let undrained = drain.output();
     let task = Task::spawn(async move {
+        if let Some(held) = held {
+            copy.hold(held).await;
+        }
         copy.run().await;
         drop(undrained);
         // Open as long as it is being read, so that `Flow::consumed` sees it.
-        if let Err(e) = fifo::consumed(&to).await {
-            log::debug!("wait for the reader of {name}: {e}");
-        }
+        fifo::consumed(&to).await;
         // Of two that share a sink, the last closes it.
         if let Some(sink) = Rc::into_inner(to)
             && let Err(e) = fifo::close(sink).await
@@ -391,35 +437,29 @@ fn copy_output(output: Output, master: Option<Rc<End>>, drain: &Rc<Drain>) -> Re
 impl Flow {
     /// Waits until the client has read all there is now, or has stopped reading. The
     /// copier's ends stay its own: none is held here while it could close them.
-    async fn consumed(&self) -> io::Result<()> {
+    async fn consumed(&self) {
+        let source = || self.from.as_ref()?.upgrade().map(|from| from.unread());
         let goal = match &self.from {
-            Some(from) => self.moved.get() + from.upgrade().map_or(0, |from| from.unread() as u64),
+            Some(_) => self.moved.load(Ordering::Relaxed) + source().unwrap_or(0) as u64,
             // A terminal ends with its process, and so does its copier.
             None => u64::MAX,
         };
-        let mut reads = None;
+        // The copier may not have heard yet.
+        yield_now().await;
+        let mut reading = Reading::default();
         while let Some(to) = self.to.upgrade() {
             let unread = to.unread();
-            if self.moved.get().saturating_sub(unread as u64) >= goal {
-                break;
-            }
-            match &reads {
-                // Watched first, looked at again then: no read is missed.
-                None if to.is_pipe() => reads = Some(Reads::of(&to)?),
-                Some(reads) if unread > 0 => {
-                    drop(to);
-                    if !reads.next().await? {
-                        break;
-                    }
-                }
-                // The copier is about to move it.
-                _ => {
-                    drop(to);
-                    yield_now().await;
-                }
+            drop(to);
+            let read = self
+                .moved
+                .load(Ordering::Relaxed)
+                .saturating_sub(unread as u64);
+            // Somebody else may have emptied the source.
+            let empty = unread == 0 && source() == Some(0);
+            if read >= goal || empty || !reading.goes_on(read as usize).await {
+                return;
             }
         }
-        Ok(())
     }
 }
 
@@ -478,8 +518,8 @@ impl Streams {
         let ended = self.drain.exit();
         for output in &self.outputs {
             match timeout_at(ended + DRAIN, output.consumed()).await {
-                Ok(consumed) => consumed.unwrap_or_else(|e| log::debug!("wait for a reader: {e}")),
-                Err(_) => return,
+                Ok(()) => {}
+                Err(_) => return log::debug!("the client did not read all output in 10 s"),
             }
         }
     }
@@ -522,34 +562,22 @@ impl Drop for Task {
 async fn open_sink(name: &str, target: &Target, deadline: Instant) -> Result<End> {
     let (path, opened) = match target {
         Target::Path(path) => (path, fifo::open_output(path, deadline).await),
-        Target::File(path) => (path, append_to(path)),
+        Target::File(path) => (path, fifo::append_to(path, deadline).await),
         Target::None | Target::Logger(_) => {
             return Err(Error::invalid(format!(
                 "{name}: a logger is for both outputs"
             )));
         }
     };
-    opened.and_then(End::sink).map_err(|e| {
-        let kind = match e.kind() {
-            io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
-            _ => Kind::Unknown,
-        };
-        Error::new(kind, format!("open {name} {}: {e}", path.display()))
-    })
+    opened.map_err(|e| cannot_open(name, path, &e))
 }
 
-/// Opens a file to append to; makes it, and the directories above it.
-fn append_to(path: &Path) -> io::Result<OwnedFd> {
-    if let Some(parent) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(parent)?;
-    }
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o644);
-    options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
-    Ok(options.open(path)?.into())
+fn cannot_open(name: &str, path: &Path, cause: &io::Error) -> Error {
+    let kind = match cause.kind() {
+        io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
+        _ => Kind::Unknown,
+    };
+    Error::new(kind, format!("open {name} {}: {cause}", path.display()))
 }
 
 /// A pipe whose ends block: the read end, the write end.

@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::thread;
 
@@ -73,6 +73,7 @@ fn owner(reaper: &Reaper) -> Owner<'_> {
     Owner {
         namespace: "ns",
         container_id: "id",
+        bundle: Path::new("/tmp"),
         uid: 0,
         gid: 0,
         reaper,
@@ -276,6 +277,77 @@ fn one_sided_stdio_is_none_on_the_other_side() {
 }
 
 #[test]
+fn early_copy_lets_the_runtime_write_more_than_a_pipe_holds() {
+    const MUCH: usize = 120 << 10;
+    serve(async |reaper| {
+        let client = Client::new();
+        let (_out, mut err) = (client.reader("out"), client.reader("err"));
+        let mut opened = open(&client.stdio("", "out", "err"), &owner(&reaper))
+            .await
+            .unwrap();
+        opened.copy_early().unwrap();
+        let mut runtime = take(&mut opened, 2);
+        let writer = thread::spawn(move || runtime.write_all(&pattern(0, MUCH)).unwrap());
+        let (got, err) = blocking(move || {
+            let mut got = vec![0; MUCH];
+            err.read_exact(&mut got).unwrap();
+            (got, err)
+        })
+        .await;
+        assert!(got == pattern(0, MUCH));
+        writer.join().unwrap();
+        let streams = opened.start().await.unwrap();
+        streams.process_exited();
+        streams.drained().await;
+        drop(err);
+    });
+}
+
+#[test]
+fn early_copy_keeps_a_short_text_of_a_runtime_that_fails() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let (_out, mut err) = (client.reader("out"), client.reader("err"));
+        let mut opened = open(&client.stdio("", "out", "err"), &owner(&reaper))
+            .await
+            .unwrap();
+        opened.copy_early().unwrap();
+        let mut runtime = take(&mut opened, 2);
+        runtime.write_all(b"it failed").unwrap();
+        // The text has been looked at, and is kept.
+        tokio::time::pause();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(opened);
+        let text = blocking(move || io::read_to_string(&mut err).unwrap()).await;
+        assert_eq!(text, "");
+        assert!(runtime.write_all(b"?").is_err());
+    });
+}
+
+#[test]
+fn early_copy_goes_on_when_the_process_runs() {
+    serve(async |reaper| {
+        let client = Client::new();
+        let (mut out, _err) = (client.reader("out"), client.reader("err"));
+        let mut opened = open(&client.stdio("", "out", "err"), &owner(&reaper))
+            .await
+            .unwrap();
+        opened.copy_early().unwrap();
+        let mut container = take(&mut opened, 1);
+        container.write_all(b"hello").unwrap();
+        let streams = opened.start().await.unwrap();
+        let got = blocking(move || {
+            let mut got = [0; 5];
+            out.read_exact(&mut got).unwrap();
+            got
+        })
+        .await;
+        assert_eq!(&got, b"hello");
+        drop((container, streams));
+    });
+}
+
+#[test]
 fn file_uris_append_both_outputs_to_one_file() {
     serve(async |reaper| {
         let client = Client::new();
@@ -364,7 +436,7 @@ fn what_cannot_be_opened_says_why_and_leaves_nothing() {
                 ),
                 (
                     client.stdio("in", "out", "err"),
-                    ": it got no reader",
+                    ": no reader within 30 s",
                     Kind::DeadlineExceeded,
                 ),
                 (
@@ -618,10 +690,18 @@ async fn open_terminal(client: &Client, reaper: &Reaper) -> (Streams, File) {
         stderr: "nonsense://".into(),
         ..client.stdio("in", "out", "")
     };
-    let mut opened = open(&stdio, &owner(reaper)).await.unwrap();
+    // Longer than what the kernel takes for a socket's path.
+    let bundle = client.path(&"b".repeat(150));
+    fs::create_dir_all(&bundle).unwrap();
+    let owner = Owner {
+        bundle: &bundle,
+        ..owner(reaper)
+    };
+    let mut opened = open(&stdio, &owner).await.unwrap();
     assert!(!opened.give_to(&mut Command::new("true")).unwrap());
     let socket = opened.console_socket().unwrap().to_owned();
-    let parent = socket.parent().unwrap().to_owned();
+    let parent = fs::canonicalize(socket.parent().unwrap()).unwrap();
+    assert_eq!(parent.parent(), Some(&*bundle));
     assert_eq!(
         fs::metadata(&parent).unwrap().permissions().mode() & 0o777,
         0o700
@@ -631,6 +711,24 @@ async fn open_terminal(client: &Client, reaper: &Reaper) -> (Streams, File) {
     let streams = opened.start().await.unwrap();
     assert!(!parent.exists());
     (streams, slave)
+}
+
+#[test]
+fn console_socket_falls_back_to_a_temporary_directory() {
+    serve(async |reaper| {
+        let stdio = Stdio {
+            terminal: true,
+            ..Stdio::default()
+        };
+        let owner = Owner {
+            bundle: Path::new("/proc/no-such-bundle"),
+            ..owner(&reaper)
+        };
+        let opened = open(&stdio, &owner).await.unwrap();
+        let (master, slave) = raw_pty();
+        hand_over(opened.console_socket().unwrap(), master);
+        drop((opened.start().await.unwrap(), slave));
+    });
 }
 
 #[test]
@@ -755,6 +853,7 @@ fn a_terminal_that_does_not_come_is_an_error() {
             for (sent, text) in [(false, "sent no terminal"), (true, "is no terminal")] {
                 let opened = open(&stdio, &owner(&reaper)).await.unwrap();
                 let socket = opened.console_socket().unwrap().to_owned();
+                let parent = fs::canonicalize(socket.parent().unwrap()).unwrap();
                 if sent {
                     hand_over(&socket, null().unwrap());
                 }
@@ -763,7 +862,7 @@ fn a_terminal_that_does_not_come_is_an_error() {
                     error.contains("receive from console socket") && error.contains(text),
                     "{error}"
                 );
-                assert!(!socket.parent().unwrap().exists());
+                assert!(!parent.exists());
                 settled(&before).await;
             }
         },
@@ -903,31 +1002,94 @@ fn a_terminal_may_have_a_logger() {
     });
 }
 
+fn pipe_size(pipe: &File) -> usize {
+    fcntl(pipe, FcntlArg::F_GETPIPE_SZ).unwrap() as usize
+}
+
+/// Sends `bytes` through a stream at once, so that it moves them at once.
+async fn send(from: &mut File, bytes: &[u8], to: &mut File) {
+    from.write_all(bytes).unwrap();
+    while sys::fd::unread(to.as_fd()).unwrap() < bytes.len() {
+        yield_now().await;
+    }
+    let mut got = vec![0; bytes.len()];
+    to.read_exact(&mut got).unwrap();
+    assert!(got == bytes);
+}
+
+/// Sends as much at once as `from` holds, until `grown` is larger than `small`.
+async fn send_until_grown(from: &mut File, to: &mut File, grown: impl Fn(&File, &File) -> bool) {
+    let start = std::time::Instant::now();
+    while !grown(from, to) {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        let full = pattern(0, pipe_size(from).min(pipe_size(to)));
+        send(from, &full, to).await;
+    }
+}
+
 #[test]
 fn pipes_grow_only_for_those_who_fill_them() {
     serve(async |reaper| {
+        tokio::time::pause();
         let client = Client::new();
-        let size = |fd: &File| fcntl(fd, FcntlArg::F_GETPIPE_SZ).unwrap();
-        let readers = [client.reader("out"), client.reader("err")];
+        let mut readers = [client.reader("out"), client.reader("err")];
         let mut opened = open(&client.stdio("", "out", "err"), &owner(&reaper))
             .await
             .unwrap();
         let (mut loud, mut quiet) = (take(&mut opened, 1), take(&mut opened, 2));
-        let small = size(&loud);
-        loud.write_all(&pattern(0, small as usize)).unwrap();
-        quiet.write_all(b"psst").unwrap();
+        let small = pipe_size(&loud);
         let _streams = opened.start().await.unwrap();
-        for reader in &readers {
-            let reader = End::source(reader.try_clone().unwrap().into()).unwrap();
-            reader.readable().await.unwrap();
+        let [out, err] = &mut readers;
+        for _ in 0..3 {
+            send_until_grown(&mut loud, out, |loud, out| {
+                pipe_size(loud) > small && pipe_size(out) > small
+            })
+            .await;
+            for _ in 0..100 {
+                send(&mut quiet, &pattern(0, small - 1), err).await;
+            }
+            assert_eq!([pipe_size(&quiet), pipe_size(err)], [small; 2]);
+            // It rests.
+            tokio::time::sleep(sizes::QUIET * 2).await;
+            assert_eq!([pipe_size(&loud), pipe_size(out)], [small; 2]);
         }
-        assert_eq!([size(&quiet), size(&readers[1])], [small; 2]);
-        assert!(size(&loud) > small && size(&readers[0]) > small);
     });
 }
 
 #[test]
-fn a_pipe_grows_though_the_other_is_large_already() {
+fn pipes_shrink_when_the_reader_has_stopped_and_reads_again() {
+    serve(async |reaper| {
+        tokio::time::pause();
+        let client = Client::new();
+        let mut out = client.reader("out");
+        let mut opened = open(&client.stdio("", "out", ""), &owner(&reaper))
+            .await
+            .unwrap();
+        let mut container = take(&mut opened, 1);
+        let small = pipe_size(&container);
+        let _streams = opened.start().await.unwrap();
+        send_until_grown(&mut container, &mut out, |container, out| {
+            pipe_size(container) > small && pipe_size(out) > small
+        })
+        .await;
+        // Nobody reads what fills both.
+        let full = pattern(0, sizes::LARGEST);
+        container.write_all(&full).unwrap();
+        while sys::fd::unread(out.as_fd()).unwrap() < full.len() {
+            yield_now().await;
+        }
+        container.write_all(&full).unwrap();
+        tokio::time::sleep(sizes::SHRINK_PAUSE).await;
+        for _ in 0..2 {
+            out.read_exact(&mut vec![0; full.len()]).unwrap();
+            tokio::time::sleep(sizes::SHRINK_PAUSE).await;
+        }
+        assert_eq!([pipe_size(&container), pipe_size(&out)], [small; 2]);
+    });
+}
+
+#[test]
+fn pipe_grows_though_the_other_is_large_already() {
     serve(async |reaper| {
         let client = Client::new();
         let mut opened = open(&client.stdio("in", "", ""), &owner(&reaper))
@@ -939,19 +1101,11 @@ fn a_pipe_grows_though_the_other_is_large_already() {
             .write(true)
             .open(client.path("in"))
             .unwrap();
-        let largest = 1 << 20;
-        fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(largest)).unwrap();
-        stdin.write_all(&pattern(0, largest as usize)).unwrap();
-        let size = |fd: &File| fcntl(fd, FcntlArg::F_GETPIPE_SZ).unwrap();
-        let start = std::time::Instant::now();
-        while size(&container) < largest {
-            assert!(start.elapsed() < Duration::from_secs(60));
-            // Emptied at once when it is full, so that the next transfer fills it.
-            let full = size(&container) as usize;
-            if sys::fd::unread(container.as_fd()).unwrap() == full {
-                container.read_exact(&mut vec![0; full]).unwrap();
-            }
-            yield_now().await;
-        }
+        fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
+        send_until_grown(&mut stdin, &mut container, |_, container| {
+            pipe_size(container) == sizes::LARGEST
+        })
+        .await;
+        assert_eq!(pipe_size(&stdin), 1 << 20);
     });
 }

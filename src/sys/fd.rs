@@ -7,10 +7,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -49,10 +51,41 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
             libc::CLOSE_RANGE_CLOEXEC,
         )
     };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
+    match rc {
+        0 => Ok(()),
+        // Linux 5.9 has the call and 5.11 the flag; sandboxes refuse it.
+        _ => close_on_exec_each_from(first),
+    }
+}
+
+/// The same, one descriptor after the other.
+fn close_on_exec_each_from(first: u32) -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let number: Option<u32> = name.to_str().and_then(|name| name.parse().ok());
+        // The listing's own descriptor is among them, and has the flag already.
+        if let Some(number) = number.filter(|number| *number >= first) {
+            // SAFETY: the call changes one flag of a descriptor of this process.
+            unsafe { libc::fcntl(number as i32, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
     }
     Ok(())
+}
+
+/// How many descriptors this process may have (`RLIMIT_NOFILE`, the soft limit).
+pub fn limit() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+}
+
+/// How many descriptors this process has.
+pub fn count_open() -> io::Result<u64> {
+    const DIR: &str = "/proc/self/fd";
+    // Since Linux 6.2 that is the directory's size; before, it is 0.
+    match std::fs::metadata(DIR)?.len() {
+        // The descriptor of the directory itself is among them.
+        0 => Ok((std::fs::read_dir(DIR)?.count() as u64).saturating_sub(1)),
+        count => Ok(count),
+    }
 }
 
 /// Takes ownership of a descriptor that this process was started with, such as
@@ -69,7 +102,7 @@ pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
 }
 
 /// A file in memory, `CLOEXEC`, that no program can be run from. Where the kernel refuses
-/// one: an unnamed file in directory `fallback`.
+/// one: an unnamed file in directory `fallback`, or where temporary files go.
 pub fn memory_file(name: &CStr, fallback: &Path) -> io::Result<File> {
     // Linux 6.3 has the flag, and `vm.memfd_noexec=2` demands it.
     let plain = MFdFlags::MFD_CLOEXEC;
@@ -80,12 +113,31 @@ pub fn memory_file(name: &CStr, fallback: &Path) -> io::Result<File> {
     };
     match made {
         Ok(file) => Ok(file.into()),
-        Err(_) => File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_TMPFILE)
-            .mode(0o600)
-            .open(fallback),
+        Err(_) => {
+            let temporary = std::env::temp_dir();
+            let shared_memory = Path::new("/dev/shm");
+            unnamed_file(fallback)
+                .or_else(|error| unnamed_file(&temporary).map_err(|_| error))
+                .or_else(|error| unnamed_file(shared_memory).map_err(|_| error))
+        }
+    }
+}
+
+/// A private file in `directory` that has no name there.
+fn unnamed_file(directory: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    match options.custom_flags(libc::O_TMPFILE).open(directory) {
+        // Overlay before Linux 6.1 and NFS make none.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            static COUNT: AtomicUsize = AtomicUsize::new(0);
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = directory.join(format!(".shim.{}.{number}", std::process::id()));
+            let file = options.custom_flags(0).create_new(true).open(&name)?;
+            std::fs::remove_file(&name)?;
+            Ok(file)
+        }
+        made => made,
     }
 }
 
@@ -134,34 +186,67 @@ pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (Owned
 }
 
 /// As [`watch`], until the result is dropped; `fd` stays open as long as others have it.
-pub fn watch_shared(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<OwnedFd>>> {
+pub fn watch_shared(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: an `OwnedFd` means one descriptor, and it is open while the result has it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
-/// A descriptor that becomes readable whenever somebody opens `path` (inotify(7));
-/// non-blocking. Reading takes the events away.
-pub fn opens_of(path: &Path) -> io::Result<OwnedFd> {
-    events_of(path, libc::IN_OPEN)
-}
-
-/// As [`opens_of`], whenever somebody reads from `path`.
-pub fn reads_of(path: &Path) -> io::Result<OwnedFd> {
-    events_of(path, libc::IN_ACCESS)
-}
-
-fn events_of(path: &Path, events: u32) -> io::Result<OwnedFd> {
+/// A handle (`O_PATH`) of what `path` leads to, its file type and its device number, if
+/// the kernel can tell without asking a disk or another machine; else an error. Needs
+/// Linux 5.12.
+pub fn find_cached(path: &Path) -> io::Result<(File, u32, u64)> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the call takes flags and returns a new descriptor or -1.
-    let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+    // SAFETY: all-zero values of these two structures are valid.
+    let (mut how, mut stat): (libc::open_how, libc::statx) = unsafe { std::mem::zeroed() };
+    how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_CACHED;
+    // SAFETY: `path` ends with NUL, `how` has the size that is given, and both outlive the
+    // call, which returns a new descriptor or -1.
+    let fd = unsafe {
+        let size = size_of::<libc::open_how>();
+        libc::syscall(libc::SYS_openat2, libc::AT_FDCWD, path.as_ptr(), &how, size)
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: `path` is a string that ends with NUL and outlives the call.
-    if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), events) } < 0 {
+    let handle = unsafe { File::from_raw_fd(fd as i32) };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    let fd = handle.as_raw_fd();
+    // SAFETY: the path is empty, and the call fills `stat` only.
+    if unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, &mut stat) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(fd)
+    let device = libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
+    Ok((handle, stat.stx_mode as u32, device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn inherited_descriptors_are_marked_one_by_one() {
+        let file = File::open("/dev/null").unwrap();
+        let inherited = duplicate_above(file.as_fd(), 1000).unwrap();
+        let number = inherited.as_raw_fd();
+        // SAFETY: both calls change or read one flag of a descriptor of this test.
+        let flags = unsafe {
+            libc::fcntl(number, libc::F_SETFD, 0);
+            close_on_exec_each_from(number as u32).unwrap();
+            libc::fcntl(number, libc::F_GETFD)
+        };
+        assert_eq!(flags, libc::FD_CLOEXEC);
+    }
+
+    #[test]
+    fn file_without_memfd_leaves_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = unnamed_file(dir.path()).unwrap();
+        std::io::Write::write_all(&mut { &file }, b"text").unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 4);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(unnamed_file(Path::new("/no/such/directory")).is_err());
+    }
 }

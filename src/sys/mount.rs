@@ -182,74 +182,81 @@ pub fn user_namespace(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
 }
 
 /// A process of ours that waits to be killed, which dropping it does.
+///
+/// The kernel kills it when the thread that made it ends: it is made, used and dropped
+/// by one thread, and it goes with a server that is killed.
 struct Idle {
     pid: i32,
-    pidfd: OwnedFd,
-}
-
-/// `struct clone_args` of Linux 5.3, the part that every kernel with `clone3` knows.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
 }
 
 impl Idle {
+    /// By `clone(2)`: `clone3` is Linux 5.3's, and sandboxes refuse it.
     fn in_new_user_namespace() -> io::Result<Self> {
-        const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
-        let mut pidfd: i32 = -1;
-        let args = CloneArgs {
-            // The descriptors are shared, not copied: closing one here closes it.
-            flags: (libc::CLONE_NEWUSER | libc::CLONE_FILES | libc::CLONE_PIDFD) as u64
-                | CLONE_CLEAR_SIGHAND,
-            pidfd: &raw mut pidfd as u64,
-            ..CloneArgs::default()
-        };
-        // SAFETY: without CLONE_VM this is a fork: the child goes on here with its
-        // own copy of memory. `args` is of the size that is told and `pidfd` is
-        // writable. The child makes async-signal-safe calls only and never returns.
+        // The descriptors are shared, not copied: closing one here closes it. The number
+        // of a signal at the end is zero: none.
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_FILES;
+        // Until it is killed: our signal handlers are not for it.
+        let blocked = BlockedSignals::all()?;
+        let parent = std::process::id() as i32;
+        // SAFETY: without CLONE_VM and with a null stack this is a fork: the child goes
+        // on here with its own copy of memory. It makes async-signal-safe calls only
+        // and never returns.
         let pid = unsafe {
-            match libc::syscall(
-                libc::SYS_clone3,
-                &args as *const CloneArgs,
-                size_of::<CloneArgs>(),
-            ) {
+            match libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) {
                 0 => {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                    loop {
+                    // It may have died before: then nothing comes any more.
+                    while libc::getppid() == parent {
                         libc::pause();
                     }
+                    libc::_exit(0)
                 }
-                rc => checked(rc)?,
+                rc => checked(rc),
             }
         };
-        // SAFETY: the kernel stored a new descriptor there; nobody else owns it.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        Ok(Self { pid, pidfd })
+        drop(blocked);
+        Ok(Self { pid: pid? })
     }
 }
 
 impl Drop for Idle {
     fn drop(&mut self) {
-        // Neither can fail: it is our child, alive, and nobody else waits for it.
-        let _ = super::process::pidfd_send_signal(&self.pidfd, libc::SIGKILL);
+        // Neither can fail: it is our child, not reaped, and nobody else waits for it.
+        let _ = super::process::kill(self.pid, libc::SIGKILL);
         // SAFETY: an all-zero siginfo_t is valid, and the call fills only that.
         unsafe {
             let mut info: libc::siginfo_t = std::mem::zeroed();
             libc::waitid(
-                libc::P_PIDFD,
-                self.pidfd.as_raw_fd() as libc::id_t,
+                libc::P_PID,
+                self.pid as libc::id_t,
                 &mut info,
                 libc::WEXITED | libc::__WALL,
             );
         }
+    }
+}
+
+/// While it lives, the calling thread gets no signals, and no process that it makes.
+struct BlockedSignals(libc::sigset_t);
+
+impl BlockedSignals {
+    fn all() -> io::Result<Self> {
+        // SAFETY: all-zero sets are valid, and the calls write to these alone.
+        unsafe {
+            let (mut all, mut before) = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            match libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before) {
+                0 => Ok(Self(before)),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that the thread had.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
     }
 }
 
@@ -306,17 +313,14 @@ pub fn attach_loop(file: &Path, options: LoopOptions) -> io::Result<(OwnedFd, Pa
     let config = loop_config(&backing, file.as_os_str(), options);
     for _ in 0..ATTEMPTS {
         const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
-        const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
         // SAFETY: the request takes no argument and returns a number or -1.
         let number = checked(unsafe {
             libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) as libc::c_long
         })?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
         let device = open(&path)?;
-        // SAFETY: the request reads one `struct loop_config`, which `config` is.
-        let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
-        match checked(rc as libc::c_long) {
-            Ok(_) => return Ok((device.into(), path)),
+        match configure_loop(&device, &config) {
+            Ok(()) => return Ok((device.into(), path)),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => return Err(error),
         }
@@ -324,10 +328,45 @@ pub fn attach_loop(file: &Path, options: LoopOptions) -> io::Result<(OwnedFd, Pa
     Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+fn configure_loop(device: &File, config: &LoopConfig) -> io::Result<()> {
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+    // SAFETY: the request reads one `struct loop_config`.
+    let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const *config) };
+    match checked(rc as libc::c_long) {
+        // It is Linux 5.8's.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTTY)) => {
+            configure_loop_by_steps(device, config)
+        }
+        done => done.map(drop),
+    }
+}
+
+/// As every kernel does. On failure the device is freed.
+fn configure_loop_by_steps(device: &File, config: &LoopConfig) -> io::Result<()> {
+    const LOOP_SET_FD: libc::Ioctl = 0x4C00;
+    const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
+    const LOOP_SET_STATUS64: libc::Ioctl = 0x4C04;
+    const LOOP_SET_DIRECT_IO: libc::Ioctl = 0x4C08;
+    let device = device.as_raw_fd();
+    // SAFETY: the requests take an open descriptor, one `struct loop_info64` that they
+    // read, a number, and nothing.
+    unsafe {
+        checked(libc::ioctl(device, LOOP_SET_FD, config.fd as libc::c_ulong) as libc::c_long)?;
+        let mut rc = libc::ioctl(device, LOOP_SET_STATUS64, &raw const config.info);
+        if rc == 0 && config.info.flags & LO_FLAGS_DIRECT_IO != 0 {
+            rc = libc::ioctl(device, LOOP_SET_DIRECT_IO, 1 as libc::c_ulong);
+        }
+        checked(rc as libc::c_long).map(drop).inspect_err(|_| {
+            libc::ioctl(device, LOOP_CLR_FD);
+        })
+    }
+}
+
 fn loop_config(backing: &File, name: &OsStr, options: LoopOptions) -> LoopConfig {
-    const LO_FLAGS_READ_ONLY: u32 = 1;
-    const LO_FLAGS_AUTOCLEAR: u32 = 4;
-    const LO_FLAGS_DIRECT_IO: u32 = 16;
     // SAFETY: both structs are integers and arrays of them: all zero is a value.
     let mut config: LoopConfig = unsafe { std::mem::zeroed() };
     config.fd = backing.as_raw_fd() as u32;

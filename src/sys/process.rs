@@ -4,6 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// A descriptor for process `pid` (`pidfd_open(2)`): it never means another
 /// process, whatever becomes of the number.
@@ -36,6 +39,76 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Sends `signal`, whatever its number, to process `pid`, or to process group `-pid`
+/// (`kill(2)`). The caller vouches that nobody else can have the number: the process, or
+/// the group's leader, is its own child and has not been reaped.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: the call takes two integers.
+    if unsafe { libc::kill(pid, signal) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Forks a child that executes `command`, and does not wait for that: execve(2) of a
+/// program on a dead file system never returns. Answers the child's pid and what tells
+/// whether it came to run the program. All three of its stdio must be set.
+pub fn fork_exec(mut command: Command) -> io::Result<(i32, ExecResult)> {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    // SAFETY: the child goes on here with its own copy of memory, and only to its exec.
+    // `Command::exec` may allocate, and both C libraries that we are built with keep
+    // their allocator usable in a forked child.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid > 0 {
+        return Ok((pid, ExecResult(reader)));
+    }
+    let errno = command.exec().raw_os_error().unwrap_or(libc::EINVAL);
+    // A pipe takes four bytes whole. If it does not, the exit code says enough.
+    let _ = nix::unistd::write(&writer, &errno.to_ne_bytes());
+    // SAFETY: the call ends this child at once, and takes an integer.
+    unsafe { libc::_exit(127) }
+}
+
+/// Whether a child of [`fork_exec`] came to run its program: the read end of a pipe whose
+/// write end execve(2) closes, and into which a failure is written.
+#[derive(Debug)]
+pub struct ExecResult(OwnedFd);
+
+impl ExecResult {
+    /// The failure, if there was one. Blocks until the child has executed its program or
+    /// has failed to.
+    pub fn wait_blocking(&self) -> io::Result<()> {
+        let mut errno = [0; 4];
+        match nix::unistd::read(&self.0, &mut errno)? {
+            4 => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for a child that has ended: does not block.
+    pub fn of_ended(&self) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::ZERO)? {
+            0 => Ok(()),
+            _ => self.wait_blocking(),
+        }
+    }
+
+    /// Waits, without blocking the thread, until the child has executed its program or
+    /// has failed to, which is an error.
+    pub async fn wait(self) -> io::Result<()> {
+        let watched = super::fd::watch(self.0, tokio::io::Interest::READABLE);
+        let watched = watched.map_err(|(_, error)| error)?;
+        // The guard is of no use: the first event is the only one.
+        let _ = watched.readable().await?;
+        Self(watched.into_inner()).wait_blocking()
+    }
+}
+
 /// Creates a core-scheduling cookie for the caller's process group
 /// (`prctl(PR_SCHED_CORE)`); children inherit it.
 pub fn create_sched_core() -> io::Result<()> {
@@ -57,14 +130,148 @@ pub fn create_sched_core() -> io::Result<()> {
     Ok(())
 }
 
+/// Signals whose default action [`outlive_signals`] leaves alone: it does no harm (CHLD,
+/// CONT, URG, WINCH), it is how the process is asked to end (TERM, INT), it reports a
+/// fault of the program itself (ILL, ABRT, BUS, FPE, SEGV, SYS), it cannot be changed, or
+/// Rust's runtime ignores it already, and `Command` does not pass that on (PIPE).
+const UNTOUCHED_SIGNALS: [i32; 15] = [
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGURG,
+    libc::SIGWINCH,
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGILL,
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGSEGV,
+    libc::SIGSYS,
+    libc::SIGKILL,
+    libc::SIGSTOP,
+    libc::SIGPIPE,
+];
+
+/// The highest signal number of Linux.
+const LAST_SIGNAL: i32 = 64;
+
+extern "C" fn do_nothing(_: libc::c_int) {}
+
+/// What the kernel takes for a `sigaction`: without the C library's reservations, but the
+/// handler needs the library's code to return.
+#[repr(C)]
+#[derive(Default)]
+struct KernelSigaction {
+    handler: usize,
+    flags: libc::c_ulong,
+    restorer: usize,
+    mask: u64,
+}
+
+impl KernelSigaction {
+    /// The action of `signal`; the default one if there is no such signal.
+    fn of(signal: i32) -> Self {
+        let mut action = Self::default();
+        let size = size_of_val(&action.mask);
+        // SAFETY: the kernel stores one action of this layout, or fails.
+        unsafe {
+            let none = std::ptr::null::<Self>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, none, &mut action, size);
+        }
+        action
+    }
+
+    /// Makes it the action of `signal`.
+    ///
+    /// # Safety
+    /// It is the default action, or one that the C library has made.
+    unsafe fn install(&self, signal: i32) -> io::Result<()> {
+        let size = size_of_val(&self.mask);
+        // SAFETY: the kernel reads one action of this layout; the caller vouches for it.
+        let rc = unsafe {
+            let none = std::ptr::null_mut::<Self>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, self, none, size)
+        };
+        if rc < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+}
+
+/// From now on a signal neither ends nor stops this process, but for TERM, INT, KILL, STOP
+/// and those that report a fault of the program. They are caught, not ignored, so that
+/// programs run by this process have the default action; they have it, too, for what this
+/// process's parent ignored. Call it before a signal is listened for.
+pub fn outlive_signals() -> io::Result<()> {
+    // SAFETY: an all-zero sigaction is valid; its handler does nothing, and so may
+    // interrupt anything.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = do_nothing as extern "C" fn(libc::c_int) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        if libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // The C library would refuse it for the few signals that it keeps for itself, and
+    // needs for nothing that is done here.
+    let caught = KernelSigaction::of(libc::SIGUSR1);
+    for signal in 1..=LAST_SIGNAL {
+        if !UNTOUCHED_SIGNALS.contains(&signal) {
+            // SAFETY: the C library has made it.
+            unsafe { caught.install(signal)? };
+        } else if KernelSigaction::of(signal).handler == libc::SIG_IGN && signal != libc::SIGPIPE {
+            // SAFETY: it is the default action.
+            unsafe { KernelSigaction::default().install(signal)? };
+        }
+    }
+    Ok(())
+}
+
+/// The soft limit of descriptors before [`raise_descriptor_limit`]; 0: it was not raised.
+static OLD_DESCRIPTOR_LIMIT: AtomicU64 = AtomicU64::new(0);
+
+/// Raises the soft limit of descriptors (`RLIMIT_NOFILE`) to the hard one.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        OLD_DESCRIPTOR_LIMIT.store(soft, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Gives the command's process the soft limit that this one had before
+/// [`raise_descriptor_limit`]. Call it after [`pass_fds`], which may need more.
+pub fn restore_descriptor_limit(command: &mut Command) {
+    let soft = OLD_DESCRIPTOR_LIMIT.load(Ordering::Relaxed);
+    if soft == 0 {
+        return;
+    }
+    // SAFETY: the closure runs between fork and exec, allocates nothing and makes two
+    // async-signal-safe system calls.
+    unsafe {
+        command.pre_exec(move || {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?)
+        });
+    }
+}
+
 /// Makes the command's process die (`SIGKILL`) when the thread that spawned it does.
 pub fn die_with_parent(command: &mut Command) {
-    // SAFETY: the closure runs between fork and exec and makes one
-    // async-signal-safe system call; it touches no memory of the parent.
+    let parent = std::process::id() as i32;
+    // SAFETY: the closure runs between fork and exec and makes only
+    // async-signal-safe system calls; it touches no memory of the parent.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
                 return Err(io::Error::last_os_error());
+            }
+            // It may have died before: then nothing comes any more.
+            if libc::getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             Ok(())
         });

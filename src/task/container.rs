@@ -4,20 +4,26 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use tokio::task::spawn_local;
+use tokio::sync::MutexGuard;
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::exits::Exits;
+use super::pending::Pending;
 use super::process::Process;
 use super::state::{ExecOp, Op, Refusal, State, step, step_exec};
-use super::{Shared, check_name};
-use crate::bundle::Bundle;
+use super::{Reserved, Shared, check_name};
+use crate::blocking;
+use crate::bundle::{Bundle, Spec};
+use crate::cancel::Cancel;
 use crate::cgroup::{Cgroup, Plan, Planned, Stats};
+use crate::descriptors;
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Event;
 use crate::mount::{Mount, mount_all, unmount_all};
@@ -31,6 +37,13 @@ use crate::stdio::{self, Opened, Stdio};
 /// what a dead init left: neither may hold up an exit or a Delete for good.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long Delete waits for a call before it to end by itself.
+const TURN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the undoing of a Create holds up its answer, each by the OCI runtime and by
+/// unmounting.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Between the first two tries to thaw what was killed, while another may be freezing it;
 /// each later pause is twice as long.
 const THAW_PAUSE: Duration = Duration::from_millis(20);
@@ -41,6 +54,9 @@ const STATS_BURST: Duration = Duration::from_secs(1);
 /// Of how many containers at a time: each has about thirty files, and the server no more
 /// than 1024 descriptors where containerd has raised no limit.
 const STATS_BURSTS: usize = 8;
+
+/// Files of statistics that one container keeps open, at most.
+const STATS_FILES: u64 = 40;
 
 /// What Create asks for.
 pub struct Create {
@@ -116,6 +132,8 @@ pub struct Container {
     /// The shim mounted the rootfs, so it unmounts it.
     mounted: bool,
     shares_pids: bool,
+    /// The cgroup that `config.json` asks for.
+    cgroups_path: String,
     checkpoint: Option<String>,
     cgroup: RefCell<Option<Rc<Cgroup>>>,
     stats_asked: Cell<Option<Instant>>,
@@ -123,41 +141,43 @@ pub struct Container {
     init: Process,
     execs: RefCell<BTreeMap<String, Rc<Exec>>>,
     exits: RefCell<Exits<Exit>>,
+    pending: Pending,
     pausing: Cell<bool>,
     /// A client had its init killed: its end by SIGKILL tells nothing of memory.
     sigkill_sent: Cell<bool>,
 }
 
 impl Container {
-    /// Makes a container. When that fails everything is undone and nothing told.
-    pub async fn create(shared: Rc<Shared>, create: Create) -> Result<Rc<Container>> {
+    /// Creates a container. When that fails everything is undone, no event is published,
+    /// and `reserved`, its id, is held until then.
+    pub(super) async fn create(
+        shared: Rc<Shared>,
+        create: Create,
+        cancel: &Cancel,
+        reserved: &Rc<Reserved>,
+    ) -> Result<Rc<Container>> {
         let mounted = !create.rootfs.is_empty();
         let rootfs = create.bundle.rootfs();
-        create.bundle.write_options(&create.options)?;
+        let spec = prepare_bundle(&create, cancel).await?;
+        let cgroups_path = &spec.linux.cgroups_path;
+        Planned::check_alone(plan(&create.id, cgroups_path, &create.options))?;
         if mounted {
-            create.bundle.make_rootfs()?;
-            mount_all(create.rootfs.clone(), &rootfs, &shared.reaper).await?;
+            mount_rootfs(&shared, &create, cancel, reserved).await?;
         }
-        let bundle = create.bundle.clone();
-        let made = Self::make(shared, create, mounted).await;
+        let made = Self::make(shared, create, spec, cancel).await;
         if made.is_err() && mounted {
-            let undone = unmount_all(&rootfs).await;
-            undone
-                .unwrap_or_else(|e| log::error!("undo create in {}: {e}", bundle.path().display()));
+            undo_mounts(None, rootfs, reserved).await;
         }
         made
     }
 
-    /// The part of [`Container::create`] between the mounts and the telling.
-    async fn make(shared: Rc<Shared>, create: Create, mounted: bool) -> Result<Rc<Container>> {
-        let spec = create.bundle.spec()?;
-        Planned::check_alone(Plan {
-            cgroups_path: &spec.linux.cgroups_path,
-            id: &create.id,
-            systemd: create.options.systemd_cgroup,
-            shim_cgroup: &create.options.shim_cgroup,
-        })?;
-        let shares_pids = !spec.has_private_pid_namespace();
+    /// The part of [`Container::create`] between the mounts and the event.
+    async fn make(
+        shared: Rc<Shared>,
+        create: Create,
+        spec: Spec,
+        cancel: &Cancel,
+    ) -> Result<Rc<Container>> {
         let container = Rc::new(Container {
             runtime: Runtime::new(
                 shared.reaper.clone(),
@@ -166,8 +186,9 @@ impl Container {
                 create.bundle.path(),
             ),
             shared,
-            mounted,
-            shares_pids,
+            mounted: !create.rootfs.is_empty(),
+            shares_pids: !spec.has_private_pid_namespace(),
+            cgroups_path: spec.linux.cgroups_path,
             bundle: create.bundle,
             options: create.options,
             checkpoint: create.checkpoint,
@@ -177,12 +198,13 @@ impl Container {
             init: Process::new(create.id, create.stdio),
             execs: RefCell::default(),
             exits: RefCell::default(),
+            pending: Pending::default(),
             pausing: Cell::default(),
             sigkill_sent: Cell::default(),
         });
         // A checkpoint is restored, and so has a process, at its start.
         let exited = match &container.checkpoint {
-            None => Some(container.begin().await?),
+            None => Some(container.begin(cancel).await?),
             Some(_) => None,
         };
         container.tell(Event::Create {
@@ -201,26 +223,67 @@ impl Container {
 
     /// Has the runtime make the init, new or from the checkpoint. When that fails
     /// the runtime is left without the container.
-    async fn begin(&self) -> Result<Exited> {
+    async fn begin(&self, cancel: &Cancel) -> Result<Exited> {
         let _learning = self.shared.reaper.learning();
-        let owner = self.shared.owner(&self.init.id, &self.options);
-        let io = stdio::open(&self.init.stdio, &owner).await?;
-        let begun = self.begin_with(io).await;
-        if begun.is_err() && self.runtime.state_dir(&self.init.id).exists() {
-            let undone = self.runtime.kill_and_delete(&self.init.id).await;
-            undone.unwrap_or_else(|e| log::error!("undo create of {}: {e}", self.init.id));
+        let io = self.open_stdio(&self.init, cancel).await?;
+        let begun = self.begin_with(io, cancel).await;
+        if begun.is_err() {
+            self.undo_begin().await;
         }
         begun
     }
 
-    async fn begin_with(&self, mut io: Opened) -> Result<Exited> {
+    /// Removes what the runtime has made, however far it came: its state, and a cgroup that
+    /// it may not know of any more.
+    async fn undo_begin(&self) {
+        let id = &self.init.id;
+        if self.runtime.state_dir(id).exists() {
+            let limit = Cancel::after(UNDO_TIMEOUT);
+            let undone = self.runtime.kill_and_delete(id, &limit).await;
+            // A runtime that was killed may have left a directory that it takes for nothing.
+            let left = || Error::unknown("delete left the state");
+            let undone = match self.runtime.state_dir(id).exists() {
+                true => {
+                    let error = undone.err().unwrap_or_else(left);
+                    self.runtime.forget_unreadable(id, error).await
+                }
+                false => undone,
+            };
+            undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+        }
+        let undone = self.remove_planned_cgroup().await;
+        undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+    }
+
+    /// Kills what is in the cgroup that `config.json` asks for, and removes it.
+    async fn remove_planned_cgroup(&self) -> Result<()> {
+        let cgroup = Planned::find(plan(&self.init.id, &self.cgroups_path, &self.options))?;
+        let killed = match cgroup.exists() {
+            true => cgroup.kill(UNDO_TIMEOUT).await,
+            false => return Ok(()),
+        };
+        killed.and(cgroup.remove(UNDO_TIMEOUT).await)
+    }
+
+    /// Opens a process's stdio, and copies its output from now on: the runtime may write more
+    /// to it than a pipe holds.
+    async fn open_stdio(&self, process: &Process, cancel: &Cancel) -> Result<Opened> {
+        let (id, shared) = (&self.init.id, &self.shared);
+        let owner = shared.owner(id, &self.bundle, &self.options);
+        let opened = cancel.unless(stdio::open(&process.stdio, &owner)).await;
+        let mut opened = opened.unwrap_or_else(|c| Err(Error::from(c).within("open stdio")))?;
+        opened.copy_early()?;
+        Ok(opened)
+    }
+
+    async fn begin_with(&self, mut io: Opened, cancel: &Cancel) -> Result<Exited> {
         let pid_file = self.bundle.init_pid_file();
         let id = &self.init.id;
         let pid = match &self.checkpoint {
-            None => self.runtime.create(id, &pid_file, &mut io).await?,
-            Some(image) => self.restore(image, &pid_file, &mut io).await?,
+            None => self.runtime.create(id, &pid_file, &mut io, cancel).await?,
+            Some(image) => self.restore(image, &pid_file, &mut io, cancel).await?,
         };
-        let streams = io.start_outputs().await?;
+        let streams = cancel.unless(io.start_outputs()).await??;
         if self.checkpoint.is_some() {
             // It runs already.
             streams.open_stdin()?;
@@ -248,7 +311,13 @@ impl Container {
         self.cgroup.replace(cgroup.map(Rc::new));
     }
 
-    async fn restore(&self, image: &str, pid_file: &Path, io: &mut Opened) -> Result<i32> {
+    async fn restore(
+        &self,
+        image: &str,
+        pid_file: &Path,
+        io: &mut Opened,
+        cancel: &Cancel,
+    ) -> Result<i32> {
         let work = match self.options.criu_work_path.as_str() {
             "" => self.bundle.work(),
             path => PathBuf::from(path),
@@ -258,7 +327,9 @@ impl Container {
             work_path: &work,
             pid_file,
         };
-        self.runtime.restore(&self.init.id, &restore, io).await
+        self.runtime
+            .restore(&self.init.id, &restore, io, cancel)
+            .await
     }
 
     /// Watches the init, which has begun, for its end and its cgroup for OOM.
@@ -314,13 +385,19 @@ impl Container {
     }
 
     /// Starts the init. Answers its pid.
-    pub async fn start(self: &Rc<Self>) -> Result<u32> {
-        let _turn = self.init.turn().await;
+    pub async fn start(self: &Rc<Self>, cancel: &Cancel) -> Result<u32> {
+        let _pending = self.pending.register(cancel, true);
+        let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Start)?;
-        // An exit during the start is told after it.
+        if self.exits.borrow().init_ended() {
+            // Its exit is about to be published.
+            step(State::Stopped, Op::Start)?;
+        }
+        // An exit during the start is published after it.
         self.exits.borrow_mut().hold();
-        let started = self.start_init().await;
-        if started.is_ok() {
+        let started = self.start_init(cancel).await;
+        // A runtime that was cut short may have started it all the same.
+        if started.is_ok() || self.init.runs_its_program() {
             // Still created: an exit is held back, and this is the init's turn.
             let _ = self.step(Op::Start);
             self.tell(Event::Start {
@@ -332,12 +409,12 @@ impl Container {
         started.map(|()| self.init.pid())
     }
 
-    async fn start_init(self: &Rc<Self>) -> Result<()> {
+    async fn start_init(self: &Rc<Self>, cancel: &Cancel) -> Result<()> {
         if self.checkpoint.is_none() {
             self.init.open_stdin()?;
-            return self.runtime.start(&self.init.id).await;
+            return self.runtime.start(&self.init.id, cancel).await;
         }
-        let exited = self.begin().await?;
+        let exited = self.begin(cancel).await?;
         self.watch(exited);
         Ok(())
     }
@@ -351,7 +428,8 @@ impl Container {
         check_name("exec", &exec_id)?;
         let spec = with_terminal(spec, stdio.terminal)?;
         let mut execs = self.execs.borrow_mut();
-        if execs.contains_key(&exec_id) {
+        let taken = execs.get(&exec_id);
+        if taken.is_some_and(|exec| exec.process.state() != State::Deleted) {
             let message = format!("id {exec_id}: already exists");
             return Err(Error::new(Kind::AlreadyExists, message));
         }
@@ -365,9 +443,10 @@ impl Container {
     }
 
     /// Starts an exec. Answers its pid.
-    pub async fn start_exec(self: &Rc<Self>, exec_id: &str) -> Result<u32> {
+    pub async fn start_exec(self: &Rc<Self>, exec_id: &str, cancel: &Cancel) -> Result<u32> {
         let exec = self.find(exec_id)?;
-        let _turn = exec.process.turn().await;
+        let _pending = self.pending.register(cancel, true);
+        let _turn = cancel.unless(exec.process.turn()).await?;
         step_exec(exec.process.state(), ExecOp::Start)?;
         if self.exits.borrow().init_ended() {
             return Err(Error::new(
@@ -381,7 +460,7 @@ impl Container {
         // Counts as running while it starts: the init's exit is told after its.
         self.exits.borrow_mut().hold();
         let learning = self.shared.reaper.learning();
-        match self.launch(&exec).await {
+        match self.launch(&exec, cancel).await {
             Ok(exited) => {
                 drop(learning);
                 Ok(self.exec_started(exec.clone(), exited))
@@ -394,15 +473,13 @@ impl Container {
         }
     }
 
-    async fn launch(&self, exec: &Exec) -> Result<Exited> {
-        let owner = self.shared.owner(&self.init.id, &self.options);
-        let mut io = stdio::open(&exec.process.stdio, &owner).await?;
-        let pid = self
-            .runtime
-            .exec(&self.init.id, &exec.spec, &mut io)
-            .await?;
+    async fn launch(&self, exec: &Exec, cancel: &Cancel) -> Result<Exited> {
+        let mut io = self.open_stdio(&exec.process, cancel).await?;
+        let id = &self.init.id;
+        let pid = self.runtime.exec(id, &exec.spec, &mut io, cancel).await?;
         let (child, exited) = adopt(&self.shared, pid)?;
-        match io.start().await {
+        let started = cancel.unless(io.start()).await;
+        match started.map_err(Error::from).flatten() {
             Ok(streams) => {
                 exec.process.began(child, streams);
                 Ok(exited)
@@ -459,11 +536,13 @@ impl Container {
         self.exits.borrow_mut().hold();
         let held = self.exits.borrow_mut().init_exited(exit);
         debug_assert!(held.is_none(), "held a line above");
+        self.pending.init_exited();
         if self.shares_pids {
             // The kernel ends a pid namespace with its init, but here it has none. An exec
             // may have left the cgroup.
             self.signal_execs(SIGKILL);
-            let killed = timeout(KILL_TIMEOUT, self.kill_all(SIGKILL)).await;
+            let limit = Cancel::after(KILL_TIMEOUT);
+            let killed = self.kill_all(SIGKILL, &limit).await;
             log::debug!("kill what is left of {}: {killed:?}", self.init.id);
         }
         if self.shares_pids || self.init.state() == State::Paused {
@@ -525,13 +604,16 @@ impl Container {
     }
 
     /// Signals the init, with `all` everything in the container.
-    pub async fn kill(self: &Rc<Self>, signal: u32, all: bool) -> Result<()> {
+    pub async fn kill(self: &Rc<Self>, signal: u32, all: bool, cancel: &Cancel) -> Result<()> {
         step(self.init.state(), Op::Kill)?;
+        if signal != SIGKILL && self.init.state() == State::Running {
+            self.init.wait_for_its_program().await;
+        }
         if signal == SIGKILL {
             self.sigkill_sent.set(true);
         }
         let killed = match all {
-            true => self.kill_all(signal).await,
+            true => self.kill_all(signal, cancel).await,
             false => self.init.signal(signal),
         };
         if signal == SIGKILL && (self.thaw().await || self.pausing.get()) {
@@ -551,7 +633,8 @@ impl Container {
         match thawed {
             Err(error) if self.init.state() == State::Paused => {
                 log::warn!("thaw {}: {error}", self.init.id);
-                let thawed = timeout(KILL_TIMEOUT, self.runtime.resume(&self.init.id)).await;
+                let limit = Cancel::after(KILL_TIMEOUT);
+                let thawed = self.runtime.resume(&self.init.id, &limit).await;
                 log::debug!("have the runtime thaw {}: {thawed:?}", self.init.id);
                 true
             }
@@ -582,7 +665,7 @@ impl Container {
         exec.process.signal(signal)
     }
 
-    async fn kill_all(&self, signal: u32) -> Result<()> {
+    async fn kill_all(&self, signal: u32, cancel: &Cancel) -> Result<()> {
         let alone = self.cgroup().and_then(|cgroup| {
             cgroup.check_alone()?;
             Ok(cgroup)
@@ -604,7 +687,7 @@ impl Container {
                 Err(error) => log::warn!("kill all of {}: {error}", self.init.id),
             }
         }
-        self.runtime.kill_all(&self.init.id, signal).await
+        self.runtime.kill_all(&self.init.id, signal, cancel).await
     }
 
     /// Signals the init, the execs, and whom they have forked. The outcome is the init's.
@@ -632,12 +715,21 @@ impl Container {
     }
 
     /// Freezes the container.
-    pub async fn pause(&self) -> Result<()> {
-        let _turn = self.init.turn().await;
+    pub async fn pause(&self, cancel: &Cancel) -> Result<()> {
+        let _pending = self.pending.register(cancel, true);
+        let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Pause)?;
         self.pausing.set(true);
-        let paused = self.runtime.pause(&self.init.id).await;
+        let paused = self.runtime.pause(&self.init.id, cancel).await;
         self.pausing.set(false);
+        if paused.is_err() && cancel.is_expired() {
+            // It may have frozen the container before it was killed, and youki believes its
+            // own record of that.
+            let limit = Cancel::after(TURN_TIMEOUT);
+            let resumed = self.runtime.resume(&self.init.id, &limit).await;
+            log::debug!("undo pause of {}: {resumed:?}", self.init.id);
+            self.thaw().await;
+        }
         paused?;
         // It may have ended meanwhile: then it is stopped, not paused.
         self.step(Op::Pause)?;
@@ -648,10 +740,11 @@ impl Container {
     }
 
     /// Thaws it.
-    pub async fn resume(&self) -> Result<()> {
-        let _turn = self.init.turn().await;
+    pub async fn resume(&self, cancel: &Cancel) -> Result<()> {
+        let _pending = self.pending.register(cancel, true);
+        let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Resume)?;
-        self.runtime.resume(&self.init.id).await?;
+        self.runtime.resume(&self.init.id, cancel).await?;
         self.step(Op::Resume)?;
         self.tell(Event::Resumed {
             container_id: self.id(),
@@ -660,27 +753,36 @@ impl Container {
     }
 
     /// Applies OCI resources, as JSON.
-    pub async fn update(&self, resources: &[u8]) -> Result<()> {
-        let _turn = self.init.turn().await;
+    pub async fn update(&self, resources: &[u8], cancel: &Cancel) -> Result<()> {
+        let _pending = self.pending.register(cancel, true);
+        let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Update)?;
-        self.runtime.update(&self.init.id, resources).await
+        self.runtime.update(&self.init.id, resources, cancel).await
     }
 
     /// Writes the container's state to an image. Without a work path CRIU works in
     /// the bundle.
-    pub async fn checkpoint(&self, mut checkpoint: Checkpoint) -> Result<()> {
-        let _turn = self.init.turn().await;
+    pub async fn checkpoint(&self, mut checkpoint: Checkpoint, cancel: &Cancel) -> Result<()> {
+        // It may be what ends init, and goes on then.
+        let _pending = self.pending.register(cancel, false);
+        let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Checkpoint)?;
         let own_work = checkpoint.work_path.as_os_str().is_empty();
         if own_work {
             checkpoint.work_path = self.bundle.work().join("criu-work");
         }
-        let work = &checkpoint.work_path;
-        std::fs::create_dir_all(work).context(|| format!("make {}", work.display()))?;
-        let written = self.runtime.checkpoint(&self.init.id, &checkpoint).await;
+        let work = checkpoint.work_path.clone();
+        let make = move || fs::create_dir_all(&work).context(|| format!("make {}", work.display()));
+        cancel.unless(blocking::run(make)).await???;
+        let id = &self.init.id;
+        let written = self.runtime.checkpoint(id, &checkpoint, cancel).await;
         if own_work {
-            let removed = std::fs::remove_dir_all(work);
-            removed.unwrap_or_else(|e| log::warn!("remove {}: {e}", work.display()));
+            let work = checkpoint.work_path.clone();
+            let remove =
+                move || fs::remove_dir_all(&work).context(|| format!("remove {}", work.display()));
+            let removed = cancel.unless(blocking::run(remove)).await;
+            let removed = removed.map_err(Error::from).flatten().flatten();
+            removed.unwrap_or_else(|e| log::warn!("checkpoint {id}: {e}"));
         }
         written?;
         self.tell(Event::Checkpointed {
@@ -743,7 +845,11 @@ impl Container {
         let before = self.stats_asked.replace(Some(Instant::now()));
         let again = before.is_some_and(|at| at.elapsed() < STATS_BURST);
         let bursts = &self.shared.stats_bursts;
-        if again && Rc::strong_count(bursts) <= STATS_BURSTS && cgroup.keep_open() {
+        if again
+            && Rc::strong_count(bursts) <= STATS_BURSTS
+            && descriptors::suffice_for(STATS_FILES)
+            && cgroup.keep_open()
+        {
             let (cgroup, burst) = (Rc::downgrade(&cgroup), bursts.clone());
             spawn_local(async move {
                 sleep(STATS_BURST).await;
@@ -762,33 +868,46 @@ impl Container {
         self.cgroup.borrow().clone().ok_or_else(gone)
     }
 
+    /// Its processes, their states and pids, for people: `Running pid 7; execs: …`.
+    pub fn report(&self) -> String {
+        let process = |p: &Process| format!("{:?} pid {}", p.state(), p.pid());
+        let execs = self.execs.borrow();
+        let exec = |(id, exec): (&String, &Rc<Exec>)| format!("{id} {}", process(&exec.process));
+        let execs: Vec<String> = execs.iter().map(exec).collect();
+        format!("{}; execs: {}", process(&self.init), execs.join("; "))
+    }
+
     /// The init's pid.
     pub fn pid(&self) -> u32 {
         self.init.pid()
     }
 
-    /// Forgets an init that ended or never started, with all that is left of the
-    /// container.
-    pub async fn delete(&self) -> Result<Deleted> {
-        let _turn = self.init.turn().await;
+    /// Deletes an init that has exited or was never started, with all that is left of the
+    /// container. Once it is deleted, the answer stays the same.
+    pub async fn delete(&self, cancel: &Cancel) -> Result<Deleted> {
+        let _turn = self.turn_to_delete(cancel).await?;
+        if self.is_deleted() {
+            return Ok(deleted(&self.init));
+        }
         step(self.init.state(), Op::Delete)?;
         if self.init.state() == State::Created && self.init.pid() > 0 {
-            // It has an exit too, and that is told before the deletion.
+            // It has an exit too, and that is published before the deletion.
             self.sigkill_sent.set(true);
             let _ = self.init.signal(SIGKILL);
             let ended = timeout(KILL_TIMEOUT, self.init.wait()).await;
             ended.context(|| format!("wait for the end of {}", self.init.id))?;
         }
         if let Some(streams) = self.init.streams() {
-            streams.drained().await;
+            cancel.unless(streams.drained()).await?;
         }
-        self.runtime.delete(&self.init.id).await?;
+        self.runtime.delete(&self.init.id, cancel).await?;
         self.init.close_streams();
         for exec in std::mem::take(&mut *self.execs.borrow_mut()).into_values() {
             exec.process.give_up();
         }
         if self.mounted {
-            let unmounted = unmount_all(&self.bundle.rootfs()).await;
+            let unmounted = cancel.unless(unmount_all(&self.bundle.rootfs())).await;
+            let unmounted = unmounted.map_err(Error::from).flatten();
             unmounted.map_err(|e| e.within("failed rootfs umount"))?;
         }
         self.step(Op::Delete)?;
@@ -802,19 +921,51 @@ impl Container {
         Ok(deleted)
     }
 
-    /// Forgets an exec that ended or never started.
-    pub async fn delete_exec(&self, exec_id: &str) -> Result<Deleted> {
+    /// Waits for Delete's turn. A call before it that takes long is cut short.
+    async fn turn_to_delete(&self, cancel: &Cancel) -> Result<MutexGuard<'_, ()>> {
+        // What runs is not deleted, whatever else is under way.
+        if !self.is_deleted() {
+            step(self.init.state(), Op::Delete)?;
+        }
+        let turn = timeout(TURN_TIMEOUT, self.init.turn());
+        if let Ok(turn) = cancel.unless(turn).await? {
+            return Ok(turn);
+        }
+        self.pending.deleted();
+        Ok(cancel.unless(self.init.turn()).await?)
+    }
+
+    /// Whether it is deleted; its client may not know yet.
+    pub fn is_deleted(&self) -> bool {
+        self.init.state() == State::Deleted
+    }
+
+    /// Deletes an exec that has exited or was never started. Until
+    /// [`Container::forget_exec`] another call answers the same.
+    pub async fn delete_exec(&self, exec_id: &str, cancel: &Cancel) -> Result<Deleted> {
         let exec = self.find(exec_id)?;
-        let _turn = exec.process.turn().await;
+        let _turn = cancel.unless(exec.process.turn()).await?;
+        if exec.process.state() == State::Deleted {
+            return Ok(deleted(&exec.process));
+        }
         step_exec(exec.process.state(), ExecOp::Delete)?;
         if let Some(streams) = exec.process.streams() {
-            streams.drained().await;
+            cancel.unless(streams.drained()).await?;
         }
         exec.process.close_streams();
         exec.step(ExecOp::Delete)?;
         exec.process.give_up();
-        self.execs.borrow_mut().remove(exec_id);
         Ok(deleted(&exec.process))
+    }
+
+    /// The client that deleted the exec has its answer: nobody will ask again.
+    pub fn forget_exec(&self, exec_id: &str) {
+        let mut execs = self.execs.borrow_mut();
+        if let Some(exec) = execs.get(exec_id)
+            && exec.process.state() == State::Deleted
+        {
+            execs.remove(exec_id);
+        }
     }
 
     fn find(&self, exec_id: &str) -> Result<Rc<Exec>> {
@@ -828,9 +979,83 @@ const SIGKILL: u32 = nix::sys::signal::Signal::SIGKILL as u32;
 /// The status of what SIGKILL ended.
 const KILLED: u32 = 128 + SIGKILL;
 
+/// What asks for the cgroup of container `id`.
+fn plan<'a>(id: &'a str, cgroups_path: &'a str, options: &'a Options) -> Plan<'a> {
+    Plan {
+        cgroups_path,
+        id,
+        systemd: options.systemd_cgroup,
+        shim_cgroup: &options.shim_cgroup,
+    }
+}
+
+/// Writes what the bundle is to hold, and reads `config.json`.
+async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<Spec> {
+    let (bundle, options) = (create.bundle.clone(), create.options.clone());
+    let makes_rootfs = !create.rootfs.is_empty();
+    let prepare = move || {
+        bundle.write_options(&options)?;
+        if makes_rootfs {
+            bundle.make_rootfs()?;
+        }
+        bundle.spec()
+    };
+    let prepared = cancel.unless(blocking::run(prepare)).await;
+    let prepared = prepared.map_err(Error::from).flatten();
+    prepared.unwrap_or_else(|error| {
+        let bundle = create.bundle.path().display();
+        Err(error.within(format_args!("prepare bundle {bundle}")))
+    })
+}
+
+/// Mounts the rootfs, in a task of its own, as a mount that hangs cannot be cut short.
+async fn mount_rootfs(
+    shared: &Rc<Shared>,
+    create: &Create,
+    cancel: &Cancel,
+    reserved: &Rc<Reserved>,
+) -> Result<()> {
+    let (rootfs, mounts) = (create.bundle.rootfs(), create.rootfs.clone());
+    let (shared, target, limit) = (shared.clone(), rootfs.clone(), cancel.clone());
+    let mount = async move { mount_all(mounts, &target, &shared.reaper, &limit).await };
+    let mut mounting = spawn_local(mount);
+    match cancel.unless(&mut mounting).await {
+        Ok(mounted) => mounted.context(|| "mount the rootfs")?,
+        Err(cause) => {
+            let error = Error::from(cause).within(format_args!("mount {}", rootfs.display()));
+            undo_mounts(Some(mounting), rootfs, reserved).await;
+            Err(error)
+        }
+    }
+}
+
+/// Unmounts a rootfs, once `mounting` has ended. That goes on in a task of its own if it
+/// takes longer than [`UNDO_TIMEOUT`], and the container's id stays taken until then.
+async fn undo_mounts(
+    mounting: Option<JoinHandle<Result<()>>>,
+    rootfs: PathBuf,
+    reserved: &Rc<Reserved>,
+) {
+    let reserved = reserved.clone();
+    let name = rootfs.display().to_string();
+    let undoing = spawn_local(async move {
+        if let Some(mounting) = mounting {
+            // What it says nobody waits for any more.
+            let _ = mounting.await;
+        }
+        if let Err(error) = unmount_all(&rootfs).await {
+            log::error!("undo create: {error}");
+        }
+        drop(reserved);
+    });
+    if timeout(UNDO_TIMEOUT, undoing).await.is_err() {
+        log::error!("undo create: unmount {name}: not done within {UNDO_TIMEOUT:?}, goes on");
+    }
+}
+
 fn adopt(shared: &Shared, pid: i32) -> Result<(crate::reaper::Child, Exited)> {
     let adopted = shared.reaper.adopt(pid);
-    adopted.context(|| format!("take charge of process {pid} that the OCI runtime made"))
+    adopted.context(|| format!("adopt process {pid} that the OCI runtime made"))
 }
 
 fn resize(process: &Process, width: u16, height: u16) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod container;
 mod exits;
+mod pending;
 mod process;
 #[cfg(test)]
 mod schedules;
@@ -11,15 +12,24 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use tokio::sync::Notify;
+use tokio::time::{Duration, timeout};
+
 pub use crate::runtime::Checkpoint;
 pub use container::{Container, Create, Deleted, Member, Status};
 pub use state::State;
 
+use crate::bundle::Bundle;
+use crate::cancel::{Cancel, Cause};
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::options::Options;
 use crate::reaper::Reaper;
 use crate::stdio::Owner;
+
+/// How long Shutdown waits for a creation that it cuts short to be undone: longer than each
+/// of the steps may take that have a bound.
+const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// What all containers of the shim share.
 pub struct Shared {
@@ -34,10 +44,16 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn owner<'a>(&'a self, container_id: &'a str, options: &Options) -> Owner<'a> {
+    fn owner<'a>(
+        &'a self,
+        container_id: &'a str,
+        bundle: &'a Bundle,
+        options: &Options,
+    ) -> Owner<'a> {
         Owner {
             namespace: &self.namespace,
             container_id,
+            bundle: bundle.path(),
             uid: options.io_uid,
             gid: options.io_gid,
             reaper: &self.reaper,
@@ -48,9 +64,23 @@ impl Shared {
 /// Every container of the shim, by id.
 pub struct Tasks {
     shared: Rc<Shared>,
-    /// `None` while it is being made: nobody sees it yet, and nobody else may
-    /// take its id.
-    containers: RefCell<BTreeMap<String, Option<Rc<Container>>>>,
+    slots: Rc<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    by_id: RefCell<BTreeMap<String, Slot>>,
+    /// A creation has failed, and is undone.
+    vacated: Notify,
+}
+
+/// What an id stands for.
+enum Slot {
+    /// It is being created, or that is being undone: nobody sees it yet, and nobody else
+    /// may have its id.
+    Creating(Cancel),
+    /// It exists, or is deleted and its client may not know yet.
+    Created(Rc<Container>),
 }
 
 impl Tasks {
@@ -58,74 +88,144 @@ impl Tasks {
     pub fn new(shared: Shared) -> Tasks {
         Tasks {
             shared: Rc::new(shared),
-            containers: RefCell::default(),
+            slots: Rc::default(),
         }
     }
 
-    /// Makes a container.
-    pub async fn create(&self, create: Create) -> Result<Rc<Container>> {
-        let id = create.id.clone();
-        check_name("container", &id)?;
-        if self.containers.borrow().contains_key(&id) {
-            let message = format!("container {id}: already exists");
+    /// Creates a container.
+    pub async fn create(&self, create: Create, cancel: &Cancel) -> Result<Rc<Container>> {
+        check_name("container", &create.id)?;
+        let reserved = self.reserve(&create.id, cancel)?;
+        let container = Container::create(self.shared.clone(), create, cancel, &reserved).await?;
+        reserved.fill(container.clone());
+        Ok(container)
+    }
+
+    fn reserve(&self, id: &str, cancel: &Cancel) -> Result<Rc<Reserved>> {
+        let mut slots = self.slots.by_id.borrow_mut();
+        let taken = match slots.get(id) {
+            None => None,
+            Some(Slot::Creating(_)) => Some("it is being created, or that is being undone"),
+            Some(Slot::Created(container)) if container.is_deleted() => None,
+            Some(Slot::Created(_)) => Some("already exists"),
+        };
+        if let Some(taken) = taken {
+            let message = format!("container {id}: {taken}");
             return Err(Error::new(Kind::AlreadyExists, message));
         }
-        self.containers.borrow_mut().insert(id.clone(), None);
-        let reserved = Reserved {
-            tasks: self,
-            id: &id,
-        };
-        let container = Container::create(self.shared.clone(), create).await?;
-        self.containers
-            .borrow_mut()
-            .insert(id.clone(), Some(container.clone()));
-        drop(reserved);
-        Ok(container)
+        slots.insert(id.to_owned(), Slot::Creating(cancel.clone()));
+        Ok(Rc::new(Reserved {
+            slots: self.slots.clone(),
+            id: id.to_owned(),
+        }))
     }
 
     /// The container `id`.
     pub fn find(&self, id: &str) -> Result<Rc<Container>> {
-        let containers = self.containers.borrow();
-        let container = containers.get(id).cloned().flatten();
-        container.ok_or_else(|| Error::not_found("container not created"))
+        match self.slots.by_id.borrow().get(id) {
+            Some(Slot::Created(container)) => Ok(container.clone()),
+            _ => Err(Error::not_found("container not created")),
+        }
     }
 
-    /// Forgets a container that ended or never started.
-    pub async fn delete(&self, id: &str) -> Result<Deleted> {
-        let deleted = self.find(id)?.delete().await?;
-        self.containers.borrow_mut().remove(id);
-        Ok(deleted)
+    /// Deletes a container that has exited or was never started. Until [`Tasks::forget`]
+    /// another call answers the same. One that is being created is undone; NotFound then.
+    pub async fn delete(&self, id: &str, cancel: &Cancel) -> Result<Deleted> {
+        cancel.unless(self.undo_creation(id)).await?;
+        self.find(id)?.delete(cancel).await
     }
 
-    /// Whether there is no container. One that is being made counts, unless it is `id`:
-    /// whoever asks to shut down has given up on that.
-    pub fn is_over_for(&self, id: &str) -> bool {
-        let containers = self.containers.borrow();
-        let given_up =
-            |(other, container): (&String, &Option<_>)| container.is_none() && other == id;
-        containers.iter().all(given_up)
+    /// The client of Delete has its answer: nobody will ask again.
+    pub fn forget(&self, id: &str) {
+        let mut slots = self.slots.by_id.borrow_mut();
+        if let Some(Slot::Created(container)) = slots.get(id)
+            && container.is_deleted()
+        {
+            slots.remove(id);
+        }
+    }
+
+    /// As [`Tasks::delete`] for a container that is being created; whatever hangs, this
+    /// returns.
+    pub async fn give_up_creation(&self, id: &str) {
+        if timeout(GIVE_UP_TIMEOUT, self.undo_creation(id))
+            .await
+            .is_err()
+        {
+            log::error!("undo create of {id}: not done within {GIVE_UP_TIMEOUT:?}");
+        }
+    }
+
+    /// Cuts short the creation of container `id`, if there is one, and waits until it is
+    /// undone.
+    async fn undo_creation(&self, id: &str) {
+        loop {
+            let vacated = self.slots.vacated.notified();
+            match self.slots.by_id.borrow().get(id) {
+                Some(Slot::Creating(cancel)) => cancel.cancel(Cause::Deleted),
+                _ => return,
+            }
+            vacated.await;
+        }
+    }
+
+    /// Whether there is no container but deleted ones, and none that is being created, but
+    /// for `id`: whoever asks to shut down has given up on that.
+    pub fn may_shut_down(&self, id: &str) -> bool {
+        let slots = self.slots.by_id.borrow();
+        let over = |(other, slot): (&String, &Slot)| match slot {
+            Slot::Creating(_) => other == id,
+            Slot::Created(container) => container.is_deleted(),
+        };
+        slots.iter().all(over)
+    }
+
+    /// Whether there is no container, none that is being created, and none whose deletion
+    /// a client may not know of.
+    pub fn is_empty(&self) -> bool {
+        self.slots.by_id.borrow().is_empty()
+    }
+
+    /// Each container in a line, for people: its processes, their states and pids.
+    pub fn report(&self) -> Vec<String> {
+        let slots = self.slots.by_id.borrow();
+        let line = |(id, slot): (&String, &Slot)| match slot {
+            Slot::Created(container) => format!("container {id}: {}", container.report()),
+            Slot::Creating(_) => format!("container {id}: is being created"),
+        };
+        slots.iter().map(line).collect()
     }
 }
 
 /// An error unless `id` can be a file's name: the runtime makes files by it, and removes them.
 fn check_name(what: &str, id: &str) -> Result<()> {
     if matches!(id, "" | "." | "..") || id.contains('/') {
-        return Err(Error::invalid(format!("{what} id {id:?} is no identifier")));
+        return Err(Error::invalid(format!("invalid {what} ID {id:?}")));
     }
     Ok(())
 }
 
-/// An id that is taken for a container in the making; free again when that fails.
-struct Reserved<'a> {
-    tasks: &'a Tasks,
-    id: &'a str,
+/// An id that is taken for a container that is being created; free again when that has
+/// failed and is undone.
+struct Reserved {
+    slots: Rc<Slots>,
+    id: String,
 }
 
-impl Drop for Reserved<'_> {
+impl Reserved {
+    /// It is created.
+    fn fill(&self, container: Rc<Container>) {
+        let mut slots = self.slots.by_id.borrow_mut();
+        slots.insert(self.id.clone(), Slot::Created(container));
+    }
+}
+
+impl Drop for Reserved {
     fn drop(&mut self) {
-        let mut containers = self.tasks.containers.borrow_mut();
-        if let Some(None) = containers.get(self.id) {
-            containers.remove(self.id);
+        let mut slots = self.slots.by_id.borrow_mut();
+        if let Some(Slot::Creating(_)) = slots.get(&self.id) {
+            slots.remove(&self.id);
+            self.slots.vacated.notify_waiters();
         }
     }
 }

@@ -2,15 +2,23 @@
 //! and who waits for that. It decides nothing and tells nobody; its container does.
 
 use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::sync::{Mutex, Notify};
+use tokio::time::{Instant, sleep};
 
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::reaper::{Child, Exit};
 use crate::stdio::{Stdio, Streams};
+
+/// How long a signal is held back until a process that was started runs its program, and
+/// the time between two looks.
+const PROGRAM_TIMEOUT: Duration = Duration::from_millis(200);
+const PROGRAM_POLL: Duration = Duration::from_millis(1);
 
 /// An init or exec process.
 pub struct Process {
@@ -24,6 +32,10 @@ pub struct Process {
     /// A client may close stdin before there is one.
     stdin_closed: Cell<bool>,
     exit: Cell<Option<Exit>>,
+    /// What it ran when it was made.
+    program_at_first: RefCell<Option<PathBuf>>,
+    /// It runs its program, or never will be seen to.
+    runs_for_sure: Cell<bool>,
     /// It ended, or did not start: nobody need wait any more.
     over: Cell<bool>,
     ended: Notify,
@@ -42,6 +54,8 @@ impl Process {
             streams: RefCell::default(),
             stdin_closed: Cell::default(),
             exit: Cell::default(),
+            program_at_first: RefCell::default(),
+            runs_for_sure: Cell::default(),
             over: Cell::default(),
             ended: Notify::new(),
             turn: Mutex::new(()),
@@ -65,6 +79,7 @@ impl Process {
 
     /// It has a process now.
     pub fn began(&self, child: Child, streams: Streams) {
+        self.program_at_first.replace(program(child.pid as u32));
         self.child.replace(Some(child));
         // An earlier start may have failed.
         self.over.set(false);
@@ -97,6 +112,27 @@ impl Process {
                 "unknown error after kill: signal {signal}: {cause}"
             ))
         })
+    }
+
+    /// Whether it runs the program that it was made for: before, it is a part of the OCI
+    /// runtime.
+    pub fn runs_its_program(&self) -> bool {
+        let now = program(self.pid());
+        now.is_some() && now != *self.program_at_first.borrow()
+    }
+
+    /// Waits until it runs its program: a signal before that hits a part of the OCI runtime,
+    /// and is lost. Not for long, as its program may be the OCI runtime itself.
+    pub async fn wait_for_its_program(&self) {
+        let deadline = Instant::now() + PROGRAM_TIMEOUT;
+        while !self.runs_for_sure.get() {
+            let over = Instant::now() >= deadline || program(self.pid()).is_none();
+            self.runs_for_sure.set(over || self.runs_its_program());
+            if !self.runs_for_sure.get() {
+                // Nothing announces an execve(2).
+                sleep(PROGRAM_POLL).await;
+            }
+        }
     }
 
     /// Its stdio while it has any.
@@ -163,6 +199,11 @@ impl Process {
         }
         self.exit()
     }
+}
+
+/// The program that process `pid` runs, as the kernel shows it: no file system is asked.
+fn program(pid: u32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe")).ok()
 }
 
 fn finished() -> Error {

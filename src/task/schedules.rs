@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
+use tokio::time::{Duration, sleep};
 
 use super::*;
 use crate::bundle::Bundle;
@@ -32,6 +33,10 @@ enum Step {
     Answer(usize, bool),
     /// The n-th process of the container ends.
     End(usize),
+    /// The client of the n-th call leaves.
+    Leave(usize),
+    /// Time passes, enough to cut short whatever is to be.
+    Pass,
     /// Let whatever can go on go on.
     Settle,
 }
@@ -48,6 +53,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<bool>().prop_map(Step::Kill),
         6 => (0..4usize, prop::bool::weighted(0.8)).prop_map(|(n, ok)| Step::Answer(n, ok)),
         3 => (0..4usize).prop_map(Step::End),
+        1 => (0..8usize).prop_map(Step::Leave),
+        1 => Just(Step::Pass),
         6 => Just(Step::Settle),
     ];
     prop::collection::vec(step, 0..50)
@@ -61,7 +68,7 @@ struct World {
     bundle: tempfile::TempDir,
     /// The container's own processes: those that are no runtime command.
     members: RefCell<Vec<i32>>,
-    calls: RefCell<Vec<JoinHandle<()>>>,
+    calls: RefCell<Vec<(Cancel, JoinHandle<()>)>>,
     execs: RefCell<usize>,
 }
 
@@ -91,8 +98,10 @@ impl World {
         }
     }
 
-    fn call<F: Future<Output = ()> + 'static>(&self, call: F) {
-        self.calls.borrow_mut().push(spawn_local(call));
+    fn call<F: Future<Output = ()> + 'static>(&self, call: impl FnOnce(Cancel) -> F) {
+        let cancel = Cancel::new();
+        let call = spawn_local(call(cancel.clone()));
+        self.calls.borrow_mut().push((cancel, call));
     }
 
     fn create(&self) {
@@ -105,13 +114,16 @@ impl World {
             options: Options::default(),
             checkpoint: None,
         };
-        self.call(async move { drop(tasks.create(create).await) });
+        self.call(|cancel| async move { drop(tasks.create(create, &cancel).await) });
     }
 
     /// Does something with the container, if there is one.
-    fn with<F: Future<Output = ()> + 'static>(&self, call: impl FnOnce(Rc<Container>) -> F) {
+    fn with<F: Future<Output = ()> + 'static>(
+        &self,
+        call: impl FnOnce(Rc<Container>, Cancel) -> F,
+    ) {
         if let Ok(container) = self.tasks.find(ID) {
-            self.call(call(container));
+            self.call(|cancel| call(container, cancel));
         }
     }
 
@@ -122,26 +134,40 @@ impl World {
 
     async fn step(&self, step: Step) {
         match step {
-            Step::Start => self.with(|c| async move { drop(c.start().await) }),
+            Step::Start => self.with(|c, x| async move { drop(c.start(&x).await) }),
             Step::Add => self.add(),
             Step::StartExec(n) => {
                 let id = self.exec(n);
-                self.with(|c| async move { drop(c.start_exec(&id).await) });
+                self.with(|c, x| async move { drop(c.start_exec(&id, &x).await) });
             }
             Step::DeleteExec(n) => {
                 let id = self.exec(n);
-                self.with(|c| async move { drop(c.delete_exec(&id).await) });
+                self.with(|c, x| async move { drop(c.delete_exec(&id, &x).await) });
             }
             Step::Delete => {
                 let tasks = self.tasks.clone();
-                self.call(async move { drop(tasks.delete(ID).await) });
+                self.call(|cancel| async move { drop(tasks.delete(ID, &cancel).await) });
             }
-            Step::Pause => self.with(|c| async move { drop(c.pause().await) }),
-            Step::Resume => self.with(|c| async move { drop(c.resume().await) }),
-            Step::Kill(all) => self.with(|c| async move { drop(c.kill(9, all).await) }),
+            Step::Pause => self.with(|c, x| async move { drop(c.pause(&x).await) }),
+            Step::Resume => self.with(|c, x| async move { drop(c.resume(&x).await) }),
+            Step::Kill(all) => self.with(|c, x| async move { drop(c.kill(9, all, &x).await) }),
             Step::Answer(n, well) => self.answer(n, well),
             Step::End(n) => self.end(n),
+            Step::Leave(n) => {
+                let calls = self.calls.borrow();
+                calls[n % calls.len()].0.cancel(Cause::RequestEnded);
+            }
+            Step::Pass => self.pass().await,
             Step::Settle => self.settle().await,
+        }
+    }
+
+    /// Time passes: more than a call that was cut short may take, bit by bit, as what is
+    /// killed meanwhile ends.
+    async fn pass(&self) {
+        for _ in 0..6 {
+            self.settle().await;
+            sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -187,21 +213,42 @@ impl World {
                 if let Some(n) = members.iter().position(|member| *member == pid) {
                     self.reaper.end(members.remove(n), 137);
                 }
+                let mut spawned = self.kernel.spawned.borrow_mut();
+                if let Some(n) = spawned.iter().position(|(command, _)| *command == pid) {
+                    self.reaper.end(spawned.remove(n).0, 137);
+                }
             }
             yield_now().await;
         }
     }
 
-    /// Everything that is under way ends, then the container does, and is deleted.
-    async fn finish(&self) {
-        for _ in 0..8 {
-            self.answer_all().await;
+    /// Everything that is under way ends, then the container does, and is deleted. With
+    /// `hangs` no command of the runtime ends before the container has.
+    async fn finish(&self, hangs: bool) {
+        for _ in 0..if hangs { 3 } else { 8 } {
+            match hangs {
+                true => self.pass().await,
+                false => self.answer_all().await,
+            }
             while !self.members.borrow().is_empty() {
                 self.end(0);
             }
         }
+        if hangs {
+            self.pass().await;
+            self.assert_exit_published();
+        }
+        self.answer_all().await;
         self.step(Step::Delete).await;
         self.answer_all().await;
+    }
+
+    /// Whatever hangs: init has ended, so its exit is published, if it was created.
+    fn assert_exit_published(&self) {
+        let published = self.tasks.shared.events.told();
+        let created = published.iter().any(|e| matches!(e, Event::Create { .. }));
+        let exited = |e: &Event| matches!(e, Event::Exit { id, .. } if id == ID);
+        assert_eq!(created, published.iter().any(exited), "{published:?}");
     }
 
     async fn answer_all(&self) {
@@ -285,28 +332,33 @@ impl Story {
     }
 }
 
-fn play(create_succeeds: bool, steps: Vec<Step>) {
+fn play(create_succeeds: bool, hangs: bool, steps: Vec<Step>) {
     let world = World::new();
     let local = LocalSet::new();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .start_paused(true)
         .build()
         .expect("an event loop");
     local.block_on(&runtime, async {
         world.create();
-        world.settle().await;
+        while world.kernel.spawned.borrow().is_empty() {
+            // A thread looks at the bundle.
+            std::thread::yield_now();
+            yield_now().await;
+        }
         world.answer(0, create_succeeds);
         world.settle().await;
         for step in steps {
             world.step(step).await;
         }
-        world.finish().await;
+        world.finish(hangs).await;
         let mut story = Story::default();
         for event in world.tasks.shared.events.told() {
             story.tell(&event);
         }
         story.end();
-        for call in world.calls.take() {
+        for (_, call) in world.calls.take() {
             assert!(call.is_finished(), "a call is never answered");
             call.await.expect("no panic");
         }
@@ -319,8 +371,9 @@ proptest! {
     #[test]
     fn whatever_happens_when_events_keep_their_order(
         create_succeeds in prop::bool::weighted(0.95),
+        hangs in prop::bool::weighted(0.2),
         steps in steps(),
     ) {
-        play(create_succeeds, steps);
+        play(create_succeeds, hangs, steps);
     }
 }

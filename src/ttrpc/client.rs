@@ -41,8 +41,8 @@ pub enum Failure {
 }
 
 impl Client {
-    /// Connects to `unix:///PATH` or `/PATH`. [`Kind::Unavailable`] when nobody
-    /// listens there now, or too many wait already.
+    /// Connects to `unix:///PATH` or `/PATH`. [`Kind::NotFound`] when nobody listens
+    /// there now, [`Kind::Unavailable`] when too many wait already.
     pub async fn connect(address: &str) -> Result<Self> {
         let path = address.strip_prefix("unix://").unwrap_or(address);
         if !path.starts_with('/') {
@@ -50,8 +50,11 @@ impl Client {
             return Err(Error::invalid(text));
         }
         let stream = UnixStream::connect(path).await.map_err(|e| {
-            let text = format!("connect to {address}: {e}");
-            Error::new(Kind::Unavailable, text)
+            let kind = match e.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Kind::NotFound,
+                _ => Kind::Unavailable,
+            };
+            Error::new(kind, format!("connect to {address}: {e}"))
         })?;
         Ok(Self {
             stream,
@@ -275,7 +278,7 @@ mod tests {
         let (_dir, path, _listener) = listen();
         std::fs::remove_file(&path).unwrap();
         let error = Client::connect(&path).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Unavailable);
+        assert_eq!(error.kind(), Kind::NotFound);
         assert!(
             error
                 .to_string()

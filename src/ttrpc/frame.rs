@@ -18,7 +18,7 @@ use ttrpc::proto::{
 };
 
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::proto::{Message, MessageField};
+use crate::proto::{self, Field, Message, MessageField};
 
 /// Bytes by which a payload's buffer grows at first; then it doubles.
 const CHUNK: usize = 4 << 10;
@@ -156,6 +156,57 @@ impl Reader {
             self.body.resize(self.received + more, 0);
         }
         &mut self.body[self.received..]
+    }
+}
+
+/// A request as it came: what is looked at of `ttrpc.Request`. Its metadata is skipped: the
+/// namespace is the shim's own.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// As in `containerd.task.v3.Task`.
+    pub service: String,
+    /// As in `Create`.
+    pub method: String,
+    /// The request's message, encoded.
+    pub payload: Vec<u8>,
+    /// How long the client waits, in nanoseconds; 0: for ever; negative: not any more.
+    pub timeout_nano: i64,
+}
+
+impl Received {
+    /// Decodes a frame's payload. Its time and memory are bounded by the payload's length,
+    /// and by [`proto::MAX_FIELDS`] for what is made of many small fields.
+    pub fn decode(mut body: Vec<u8>) -> Result<Self> {
+        let mut received = Self::default();
+        let mut payload = 0..0;
+        let mut fields = 0;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.into()).map_err(|e| e.to_string());
+        let decoded = proto::visit_fields(&body, |number, field| {
+            fields += 1;
+            if fields > proto::MAX_FIELDS {
+                return Err(format!("more than {} fields", proto::MAX_FIELDS));
+            }
+            match (number, field) {
+                (1, Field::Bytes(service)) => received.service = text(service)?,
+                (2, Field::Bytes(method)) => received.method = text(method)?,
+                (3, Field::Bytes(bytes)) => {
+                    let start = bytes.as_ptr() as usize - body.as_ptr() as usize;
+                    payload = start..start + bytes.len();
+                }
+                (4, Field::Varint(nanoseconds)) => received.timeout_nano = nanoseconds as i64,
+                _ => {}
+            }
+            Ok(())
+        });
+        decoded.map_err(|e| Error::invalid(format!("unmarshal request: {e}")))?;
+        body.truncate(payload.end);
+        body.drain(..payload.start);
+        if body.capacity() > 2 * body.len() {
+            // It may wait for long: not with the room that metadata took.
+            body.shrink_to_fit();
+        }
+        received.payload = body;
+        Ok(received)
     }
 }
 
@@ -303,6 +354,54 @@ mod tests {
         0, 0, 0, 12, 0, 0, 0, 5, 1, 0, // 12 bytes, stream 5, request, no flags
         0x0a, 1, b'a', 0x12, 1, b'b', 0x1a, 2, 7, 8, 0x20, 1,
     ];
+
+    #[test]
+    fn a_request_is_decoded_without_its_metadata() {
+        let metadata = ttrpc::proto::KeyValue::default();
+        let request = Request {
+            timeout_nano: -1,
+            metadata: vec![metadata; 10],
+            ..sample()
+        };
+        let received = Received {
+            service: "a".into(),
+            method: "b".into(),
+            payload: vec![7, 8],
+            timeout_nano: -1,
+        };
+        let body = request.write_to_bytes().unwrap();
+        assert_eq!(Received::decode(body), Ok(received));
+        assert_eq!(Received::decode(vec![]), Ok(Received::default()));
+    }
+
+    #[test]
+    fn a_payload_does_not_keep_the_room_of_metadata() {
+        let long = ttrpc::proto::KeyValue {
+            value: "v".repeat(1 << 20),
+            ..Default::default()
+        };
+        let request = Request {
+            metadata: vec![long],
+            ..sample()
+        };
+        let received = Received::decode(request.write_to_bytes().unwrap()).unwrap();
+        assert_eq!(received.payload, [7, 8]);
+        assert!(received.payload.capacity() < 100);
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        for body in [
+            vec![0x0a, 1, 0xff],
+            vec![0x0a, 9, b'a'],
+            vec![0x0b],
+            [0x2a, 0].repeat(proto::MAX_FIELDS + 1),
+        ] {
+            let error = Received::decode(body).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidArgument);
+            assert!(error.to_string().starts_with("unmarshal request: "));
+        }
+    }
 
     #[test]
     fn a_request_is_these_bytes() {

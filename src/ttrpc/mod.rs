@@ -9,4 +9,5 @@
 
 pub mod client;
 pub mod frame;
+mod parked;
 pub mod server;

@@ -1,14 +1,17 @@
 //! A ttrpc endpoint: one listening socket, any number of connections, one handler.
 //!
 //! ```text
-//! accept ─ peer is us? ─ connection: ┌ write answers ◄──────── outbox ◄─┐
-//!                                    └ read, unless outbox is full ─ task per request
+//! accept ─ peer is us? ─ connection: ┌ write answers ◄──── outbox ◄─┐
+//!                                    └ read, once all is written ─ handler, at once
+//!                                                     └ unless that waits: its own task
 //! ```
 //!
 //! Promises: no request, malformed or not, no panic in a handler and no failure to
-//! accept ends the server. A client that does not read is not read from, so its
-//! memory here is bounded. A connection that goes takes its handlers' futures with
-//! it. An idle connection costs its task, no buffer.
+//! accept ends the server. A client that does not read is not read from, and nothing is
+//! done for it: its memory here is bounded. A busy client gets its turn as the others do.
+//! Requests that wait for an event ([`Parks`]) keep no other from being served.
+//! A connection that goes takes its handlers' futures with it. An idle connection costs
+//! its task, no buffer.
 //!
 //! Lacks on purpose: names of services and methods; the handler knows them.
 
@@ -22,38 +25,44 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, error, warn};
+use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{getegid, geteuid};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::{JoinSet, spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
-use ttrpc::proto::Request;
 
-use super::frame::{self, Frame, Reader};
+use super::frame::{self, Frame, Reader, Received};
+use super::parked::{self, Parked};
+use crate::descriptors;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::proto::Message;
 
-/// Above either, a connection is not read from until its client has read.
-const MAX_QUEUED_BYTES: usize = 1 << 20;
-const MAX_QUEUED_ANSWERS: usize = 128;
+/// Requests taken from one connection in a row; then the others have their turn. So they
+/// have when those took [`TURN`].
+const REQUESTS_PER_TURN: usize = 4;
+const TURN: Duration = Duration::from_millis(1);
 
-/// Requests in flight on one connection; most are a parked Wait. More are refused
-/// rather than left unread: the next one may be the Kill that ends those.
-const MAX_RUNNING: usize = 4096;
+/// Answers to parked requests that are made in a row; then the others have their turn.
+const ANSWERS_PER_TURN: usize = 64;
+
+/// Requests of one connection that are under way, without those that are parked, and the
+/// bytes of their payloads. Beyond either the next one is read when one of them is done.
+const MAX_RUNNING: usize = 1024;
+const MAX_RUNNING_BYTES: usize = 8 << 20;
 
 /// How long to leave the listener alone when it cannot accept: descriptors become
 /// free anywhere in the system, which no event tells.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// One request. Its metadata has been dropped: the namespace is the shim's own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Call {
     /// As in `containerd.task.v3.Task`.
     pub service: String,
@@ -65,7 +74,14 @@ pub struct Call {
 
 /// Answers one request. The server drops the future when its deadline passes (and answers
 /// DeadlineExceeded) or its client goes away: work that must not be cut short is spawned.
-pub type Handler = Rc<dyn Fn(Call) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>>;
+pub type Handler = Rc<dyn Fn(Rc<Call>) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>>;
+
+/// Whether a call waits for an event, maybe for ever, and changes nothing: equal ones may
+/// share one answer, and any number of them may wait.
+pub type Parks = fn(&Call) -> bool;
+
+/// A call under way.
+pub(super) type Work = Pin<Box<dyn Future<Output = Finished>>>;
 
 /// A ttrpc endpoint on one listening socket.
 pub struct Server {
@@ -74,8 +90,13 @@ pub struct Server {
     listener: tokio::net::UnixListener,
     file: RefCell<Option<SocketFile>>,
     handler: Handler,
+    parks: Parks,
     closed: Cell<bool>,
     connections: Cell<usize>,
+    /// `connections` became 0, or 1.
+    peopled: Notify,
+    /// Requests that wait for their handler: those under way, and those that are parked.
+    pending: Cell<(usize, usize)>,
     /// Answers that exist and have not been written.
     unwritten: Cell<usize>,
     /// `unwritten` became 0.
@@ -85,7 +106,7 @@ pub struct Server {
 impl Server {
     /// An endpoint on `listener`, which serves once [`Server::run`] is polled. Needs
     /// a tokio runtime.
-    pub fn new(listener: UnixListener, handler: Handler) -> Result<Rc<Self>> {
+    pub fn new(listener: UnixListener, handler: Handler, parks: Parks) -> Result<Rc<Self>> {
         let file = SocketFile::of(&listener);
         let listener = listener
             .set_nonblocking(true)
@@ -95,8 +116,11 @@ impl Server {
             listener,
             file: RefCell::new(file),
             handler,
+            parks,
             closed: Cell::new(false),
             connections: Cell::new(0),
+            peopled: Notify::new(),
+            pending: Cell::default(),
             unwritten: Cell::new(0),
             all_written: Notify::new(),
         }))
@@ -127,6 +151,9 @@ impl Server {
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<UnixStream>>> {
         if self.closed.get() {
             return Poll::Ready(None);
+        }
+        if !descriptors::suffice_for_connection() {
+            return Poll::Ready(Some(Err(Errno::EMFILE.into())));
         }
         let accepted = ready!(self.listener.poll_accept(cx));
         Poll::Ready(Some(accepted.map(|(stream, _)| stream)))
@@ -172,6 +199,30 @@ impl Server {
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.connections.get()
+    }
+
+    /// How many requests are under way, and how many are parked.
+    pub fn pending(&self) -> (usize, usize) {
+        self.pending.get()
+    }
+
+    /// Waits until there has been no client for `time`.
+    pub async fn deserted(&self, time: Duration) {
+        loop {
+            let changed = self.peopled.notified();
+            if self.connections() > 0 {
+                changed.await;
+            } else if timeout(time, changed).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn set_connections(&self, count: usize) {
+        self.connections.set(count);
+        if count <= 1 {
+            self.peopled.notify_waiters();
+        }
     }
 
     /// Waits until all answers that exist now (a handler has returned them) have been
@@ -238,60 +289,99 @@ struct Connection {
     reader: Reader,
     /// Ids only grow.
     last_id: u32,
-    /// Dropping it aborts them.
-    running: JoinSet<Answer>,
+    /// By request id, with the size of the request. Dropping it aborts them.
+    running: JoinSet<(u32, usize, Finished)>,
+    /// Bytes of the requests in `running`.
+    running_bytes: usize,
+    parked: Parked,
     outbox: Outbox,
+    /// What of [`Server::pending`] is ours.
+    pending: (usize, usize),
 }
 
 impl Connection {
     fn new(server: Rc<Server>, stream: UnixStream) -> Self {
-        server.connections.set(server.connections.get() + 1);
+        server.set_connections(server.connections() + 1);
         Self {
             server,
             stream,
             reader: Reader::of_requests(),
             last_id: 0,
             running: JoinSet::new(),
+            running_bytes: 0,
+            parked: Parked::default(),
             outbox: Outbox::default(),
+            pending: (0, 0),
         }
     }
 
     async fn serve(mut self) {
-        if let Err(e) = poll_fn(|cx| self.poll_serve(cx)).await {
+        let served = poll_fn(|cx| {
+            let polled = self.poll_serve(cx);
+            self.count_pending(self.running.len(), self.parked.len());
+            polled
+        });
+        if let Err(e) = served.await {
             warn!("close ttrpc connection: {e}");
         }
     }
 
     /// Ready when the client is gone, or must go.
     fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
+        let begun = Instant::now();
+        for taken in 0..REQUESTS_PER_TURN {
             self.collect(cx);
             if let Poll::Ready(Err(e)) = self.outbox.poll_write(&self.stream, cx) {
                 return Poll::Ready(gone(e));
             }
-            if self.outbox.is_full() {
+            // A client that does not read: what is done for it waits here, so it is little.
+            if !self.outbox.is_empty() {
+                return Poll::Pending;
+            }
+            if self.parked.has_answers() || (taken > 0 && begun.elapsed() > TURN) {
+                break;
+            }
+            if self.running.len() >= MAX_RUNNING || self.running_bytes > MAX_RUNNING_BYTES {
                 return Poll::Pending;
             }
             match ready!(self.reader.poll_frame(&self.stream, cx)) {
-                Ok(Some(frame)) => self.take(frame)?,
+                Ok(Some(frame)) => self.take(frame, cx)?,
                 Ok(None) => return Poll::Ready(Ok(())),
                 Err(e) => return Poll::Ready(gone(e)),
             }
         }
+        // Goes on once the sockets have been looked at: others may have become readable.
+        let _ = pin!(yield_now()).poll(cx);
+        Poll::Pending
     }
 
     /// Queues the answers of the handlers that are done.
     fn collect(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(done)) = self.running.poll_join_next(cx) {
             match done {
-                Ok(answer) => self.outbox.push(answer),
+                Ok((id, size, mut finished)) => {
+                    self.running_bytes -= size;
+                    self.answer(id, finished.take());
+                }
                 // Not in the handler, that is caught: when its future was dropped.
                 Err(e) => error!("ttrpc request: {e}"),
             }
         }
+        self.parked.collect(cx);
+        while self.outbox.queue.len() < ANSWERS_PER_TURN
+            && let Some((id, outcome)) = self.parked.next_answer()
+        {
+            self.answer(id, outcome);
+        }
     }
 
-    fn take(&mut self, frame: Frame) -> io::Result<()> {
+    fn answer(&mut self, id: u32, outcome: Result<Vec<u8>>) {
+        let unwritten = Unwritten::count(&self.server);
+        let frame = frame::response(id, outcome);
+        self.outbox.push(Answer { unwritten, frame });
+    }
+
+    fn take(&mut self, frame: Frame, cx: &mut Context<'_>) -> io::Result<()> {
         let id = match frame {
             Frame::Message { id, .. } | Frame::Oversize { id, .. } => id,
         };
@@ -300,25 +390,60 @@ impl Connection {
             return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
         }
         self.last_id = id;
-        let refusal = match frame {
-            Frame::Oversize { length, .. } => frame::oversize(length),
-            Frame::Message { .. } if self.running.len() >= MAX_RUNNING => {
-                let text = format!("{MAX_RUNNING} requests are in flight on this connection");
-                Error::new(Kind::ResourceExhausted, text)
-            }
-            Frame::Message { body, .. } => match Request::parse_from_bytes(&body) {
-                Ok(request) => {
-                    let answer = answer(self.server.clone(), id, request);
-                    self.running.spawn_local(answer);
-                    return Ok(());
-                }
-                // The frames are intact: the other requests need not suffer.
-                Err(e) => Error::invalid(format!("unmarshal request: {e}")),
-            },
+        let received = match frame {
+            Frame::Oversize { length, .. } => Err(frame::oversize(length)),
+            Frame::Message { body, .. } => Received::decode(body),
         };
-        let answer = Answer::new(self.server.clone(), id, Err(refusal));
-        self.outbox.push(answer);
+        match received {
+            Ok(received) if received.timeout_nano < 0 => self.answer(id, Err(expired())),
+            Ok(received) => self.call(id, received, cx),
+            // The frames are intact: the other requests need not suffer.
+            Err(refusal) => self.answer(id, Err(refusal)),
+        }
         Ok(())
+    }
+
+    /// Calls the handler. What it answers at once needs no task.
+    fn call(&mut self, id: u32, received: Received, cx: &mut Context<'_>) {
+        let deadline = received.timeout_nano as u64;
+        let call = Call {
+            service: received.service,
+            method: received.method,
+            payload: received.payload,
+        };
+        let parks = (self.server.parks)(&call);
+        let size = call.payload.len();
+        if parks && size > parked::MAX_PAYLOAD {
+            let text = format!(
+                "{}: {size} bytes, and {} at most",
+                call.method,
+                parked::MAX_PAYLOAD
+            );
+            return self.answer(id, Err(Error::invalid(text)));
+        }
+        let call = Rc::new(call);
+        if parks && deadline == 0 && self.parked.join(&call, id) {
+            return;
+        }
+        let mut work: Work = Box::pin(work(self.server.clone(), deadline, call.clone()));
+        match work.as_mut().poll(cx) {
+            Poll::Ready(mut finished) => self.answer(id, finished.take()),
+            Poll::Pending if parks => self.parked.park(call, id, work, deadline == 0),
+            Poll::Pending => {
+                self.running_bytes += size;
+                self.running
+                    .spawn_local(async move { (id, size, work.await) });
+            }
+        }
+    }
+
+    fn count_pending(&mut self, running: usize, parked: usize) {
+        let (all_running, all_parked) = self.server.pending();
+        let (our_running, our_parked) = std::mem::replace(&mut self.pending, (running, parked));
+        self.server.pending.set((
+            all_running - our_running + running,
+            all_parked - our_parked + parked,
+        ));
     }
 }
 
@@ -332,40 +457,36 @@ fn gone(error: io::Error) -> io::Result<()> {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.server
-            .connections
-            .set(self.server.connections.get() - 1);
+        self.count_pending(0, 0);
+        self.server.set_connections(self.server.connections() - 1);
     }
 }
 
-/// Runs the handler, for as long as the client gives it.
-async fn answer(server: Rc<Server>, id: u32, request: Request) -> Answer {
-    let deadline = u64::try_from(request.timeout_nano).unwrap_or(0);
-    let work = unless_it_panics(&server.handler, request);
+fn expired() -> Error {
+    Error::new(Kind::DeadlineExceeded, "context deadline exceeded")
+}
+
+/// Runs the handler, for as long as the client gives it, in nanoseconds; 0: for ever.
+async fn work(server: Rc<Server>, deadline: u64, call: Rc<Call>) -> Finished {
+    let work = unless_it_panics(&server.handler, &call);
     let outcome = if deadline == 0 {
         work.await
     } else {
         timeout(Duration::from_nanos(deadline), work)
             .await
-            .unwrap_or_else(|_| {
-                let text = "context deadline exceeded";
-                Err(Error::new(Kind::DeadlineExceeded, text))
-            })
+            .unwrap_or_else(|_| Err(expired()))
     };
-    Answer::new(server, id, outcome)
+    Finished {
+        outcome: Some(outcome),
+        _unwritten: Unwritten::count(&server),
+    }
 }
 
 /// The handler's answer; a panic in it becomes an error.
-async fn unless_it_panics(handler: &Handler, request: Request) -> Result<Vec<u8>> {
-    let name = format!("{}/{}", request.service, request.method);
-    let call = Call {
-        service: request.service,
-        method: request.method,
-        payload: request.payload,
-    };
+async fn unless_it_panics(handler: &Handler, call: &Rc<Call>) -> Result<Vec<u8>> {
     // What a handler leaves behind is the business of those who own the state: a
     // `RefCell` that was borrowed is released as the panic unwinds.
-    let caught = match catch_unwind(AssertUnwindSafe(|| handler(call))) {
+    let caught = match catch_unwind(AssertUnwindSafe(|| handler(call.clone()))) {
         Ok(mut work) => {
             poll_fn(
                 move |cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
@@ -378,53 +499,68 @@ async fn unless_it_panics(handler: &Handler, request: Request) -> Result<Vec<u8>
         Err(_) => None,
     };
     caught.unwrap_or_else(|| {
+        let name = format!("{}/{}", call.service, call.method);
         error!("panic in {name}");
         Err(Error::unknown(format!("panic in {name}")))
     })
 }
 
-/// An answer on its way; counted in [`Server::unwritten`] while it lives.
-struct Answer {
-    server: Rc<Server>,
-    frame: Vec<u8>,
-}
+/// Counted in [`Server::unwritten`] while it lives.
+struct Unwritten(Rc<Server>);
 
-impl Answer {
-    fn new(server: Rc<Server>, id: u32, outcome: Result<Vec<u8>>) -> Self {
+impl Unwritten {
+    fn count(server: &Rc<Server>) -> Self {
         server.unwritten.set(server.unwritten.get() + 1);
-        let frame = frame::response(id, outcome);
-        Self { server, frame }
+        Self(server.clone())
     }
 }
 
-impl Drop for Answer {
+impl Drop for Unwritten {
     fn drop(&mut self) {
-        let left = self.server.unwritten.get() - 1;
-        self.server.unwritten.set(left);
+        let left = self.0.unwritten.get() - 1;
+        self.0.unwritten.set(left);
         if left == 0 {
-            self.server.all_written.notify_waiters();
+            self.0.all_written.notify_waiters();
         }
     }
+}
+
+/// What a handler returned; an answer that has not been written.
+pub(super) struct Finished {
+    outcome: Option<Result<Vec<u8>>>,
+    _unwritten: Unwritten,
+}
+
+impl Finished {
+    /// The outcome; it is there once.
+    pub fn take(&mut self) -> Result<Vec<u8>> {
+        let taken = || Err(Error::unknown("the answer was taken twice"));
+        self.outcome.take().unwrap_or_else(taken)
+    }
+}
+
+/// An answer on its way.
+struct Answer {
+    frame: Vec<u8>,
+    #[expect(dead_code, reason = "counts while it lives")]
+    unwritten: Unwritten,
 }
 
 /// Answers in the order in which they became ready.
 #[derive(Default)]
 struct Outbox {
     queue: VecDeque<Answer>,
-    /// Of all frames in `queue`.
-    bytes: usize,
     /// How much of the first one was written.
     written: usize,
 }
 
 impl Outbox {
     fn push(&mut self, answer: Answer) {
-        self.bytes += answer.frame.len();
         self.queue.push_back(answer);
     }
 
-    fn is_full(&self) -> bool {
-        self.bytes > MAX_QUEUED_BYTES || self.queue.len() > MAX_QUEUED_ANSWERS
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty()
     }
 
     /// Writes until all is written (ready) or the socket takes no more (pending).
@@ -437,7 +573,6 @@ impl Outbox {
                 Err(e) => return Poll::Ready(Err(e)),
             }
             if self.written == answer.frame.len() {
-                self.bytes -= self.written;
                 self.written = 0;
                 self.queue.pop_front();
             }
@@ -451,12 +586,13 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::Message;
     use crate::ttrpc::client::{Client, Failure};
     use std::future::pending;
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::task::{LocalSet, yield_now};
-    use ttrpc::proto::{MESSAGE_LENGTH_MAX, Response};
+    use tokio::task::LocalSet;
+    use ttrpc::proto::{MESSAGE_LENGTH_MAX, Request, Response};
 
     /// Only there so that a test that would hang fails.
     const LONG: Duration = Duration::from_secs(20);
@@ -475,6 +611,8 @@ mod tests {
         /// Futures of `Hang` that live.
         hanging: Cell<usize>,
         answered: Notify,
+        /// Ends what is parked.
+        go: Notify,
     }
 
     struct Hanging(Rc<Seen>);
@@ -492,7 +630,7 @@ mod tests {
             let seen = Rc::new(Seen::default());
             let handler = {
                 let seen = seen.clone();
-                Rc::new(move |call: Call| {
+                Rc::new(move |call: Rc<Call>| {
                     if call.method == "PanicAtOnce" {
                         panic!("at once");
                     }
@@ -500,7 +638,7 @@ mod tests {
                 })
             };
             Self {
-                server: Server::new(UnixListener::bind(&path).unwrap(), handler).unwrap(),
+                server: Server::new(UnixListener::bind(&path).unwrap(), handler, parks).unwrap(),
                 path,
                 seen,
                 _dir: dir,
@@ -516,18 +654,28 @@ mod tests {
         }
     }
 
-    async fn handle(call: Call, seen: Rc<Seen>) -> Result<Vec<u8>> {
+    fn parks(call: &Call) -> bool {
+        call.method == "Park"
+    }
+
+    async fn handle(call: Rc<Call>, seen: Rc<Seen>) -> Result<Vec<u8>> {
         seen.calls.set(seen.calls.get() + 1);
         match call.method.as_str() {
             "Echo" => {
                 seen.answered.notify_one();
-                Ok(call.payload)
+                Ok(call.payload.clone())
             }
             "Big" => Ok(vec![1; 16 << 10]),
-            "Fail" => Err(Error::not_found(call.service)),
+            "Fail" => Err(Error::not_found(&call.service)),
             "Panic" => {
                 yield_now().await;
                 panic!("later")
+            }
+            "Park" => {
+                seen.hanging.set(seen.hanging.get() + 1);
+                let _hanging = Hanging(seen.clone());
+                seen.go.notified().await;
+                Ok(call.payload.clone())
             }
             "Hang" => {
                 seen.hanging.set(seen.hanging.get() + 1);
@@ -553,6 +701,13 @@ mod tests {
 
     async fn until(condition: impl Fn() -> bool) {
         while !condition() {
+            yield_now().await;
+        }
+    }
+
+    /// Lets everybody run as far as they come.
+    async fn settle() {
+        for _ in 0..100 {
             yield_now().await;
         }
     }
@@ -762,14 +917,10 @@ mod tests {
                 }
             }
             assert!(!flood.is_finished());
-            assert!(calls < ALL / 4, "{calls} calls");
-            let frame = (16 << 10) + 20;
-            let most = MAX_QUEUED_BYTES / frame + 128;
-            assert!(
-                f.server.unwritten.get() < most,
-                "{}",
-                f.server.unwritten.get()
-            );
+            // What its socket takes, and one turn.
+            assert!(calls < 100, "{calls} calls");
+            let unwritten = f.server.unwritten.get();
+            assert!(unwritten <= REQUESTS_PER_TURN, "{unwritten} answers");
             // Once it reads, it gets every answer.
             let mut rest = vec![0; 16 << 10];
             let mut got = 0;
@@ -782,17 +933,193 @@ mod tests {
     }
 
     #[test]
-    fn too_many_requests_in_flight_are_refused() {
+    fn requests_beyond_those_in_flight_are_left_unread() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
-            let hang = |i: usize| request(2 * i as u32 + 1, "Hang", b"");
-            for i in 0..MAX_RUNNING {
-                stream.write_all(&hang(i)).await.unwrap();
+            let numbered = |i: usize, method| request(2 * i as u32 + 1, method, b"");
+            let brief = Request {
+                method: "Hang".into(),
+                // Later than the others are there.
+                timeout_nano: 3_000_000_000,
+                ..Default::default()
+            };
+            let brief = frame::request(1, &brief).unwrap();
+            stream.write_all(&brief).await.unwrap();
+            for i in 1..MAX_RUNNING {
+                stream.write_all(&numbered(i, "Hang")).await.unwrap();
             }
             until(|| f.seen.hanging.get() == MAX_RUNNING).await;
-            stream.write_all(&hang(MAX_RUNNING)).await.unwrap();
-            let error = answer(&mut stream).await.1.unwrap_err();
-            assert_eq!(error.kind(), Kind::ResourceExhausted);
+            assert_eq!(f.server.pending(), (MAX_RUNNING, 0));
+            stream
+                .write_all(&numbered(MAX_RUNNING, "Echo"))
+                .await
+                .unwrap();
+            // It is served once another is answered, and others are served meanwhile.
+            let mut other = f.client().await;
+            call(&mut other, "Echo", b"").await.unwrap();
+            assert_eq!(answer(&mut stream).await.0, 1);
+            let last = 2 * MAX_RUNNING as u32 + 1;
+            assert_eq!(answer(&mut stream).await, (last, Ok(vec![])));
+        });
+    }
+
+    #[test]
+    fn requests_beyond_the_bytes_in_flight_are_left_unread() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let long = |timeout_nano| Request {
+                method: "Hang".into(),
+                payload: vec![0; 3 << 20],
+                timeout_nano,
+                ..Default::default()
+            };
+            for (id, timeout_nano) in [(1, 1_000_000_000), (3, 0), (5, 0)] {
+                let long = frame::request(id, &long(timeout_nano)).unwrap();
+                stream.write_all(&long).await.unwrap();
+            }
+            stream.write_all(&request(7, "Echo", b"")).await.unwrap();
+            assert_eq!(answer(&mut stream).await.0, 1);
+            assert_eq!(answer(&mut stream).await, (7, Ok(vec![])));
+        });
+    }
+
+    #[test]
+    fn a_parked_request_is_short() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let long = vec![0; parked::MAX_PAYLOAD + 1];
+            stream.write_all(&request(1, "Park", &long)).await.unwrap();
+            let (id, refused) = answer(&mut stream).await;
+            let kind = refused.unwrap_err().kind();
+            assert_eq!((id, kind), (1, Kind::InvalidArgument));
+            assert_eq!(f.seen.calls.get(), 0);
+        });
+    }
+
+    #[test]
+    fn equal_requests_that_are_parked_share_one_answer() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            const ALL: u32 = 10_000;
+            for i in 0..ALL {
+                let park = request(2 * i + 1, "Park", &[(i % 2) as u8]);
+                stream.write_all(&park).await.unwrap();
+            }
+            until(|| f.server.pending() == (0, ALL as usize)).await;
+            assert_eq!(f.seen.hanging.get(), 2);
+            let echo = request(2 * ALL + 1, "Echo", b"x");
+            stream.write_all(&echo).await.unwrap();
+            assert_eq!(answer(&mut stream).await, (2 * ALL + 1, Ok(b"x".to_vec())));
+            f.seen.go.notify_waiters();
+            let server = f.server.clone();
+            let flushed = spawn_local(async move { server.flushed().await });
+            let mut answered = Vec::new();
+            for _ in 0..ALL {
+                let (id, outcome) = answer(&mut stream).await;
+                assert_eq!(outcome, Ok(vec![(id / 2 % 2) as u8]));
+                answered.push(id);
+            }
+            answered.sort_unstable();
+            assert!(answered.into_iter().eq((0..ALL).map(|i| 2 * i + 1)));
+            flushed.await.unwrap();
+            assert_eq!(f.server.pending(), (0, 0));
+        });
+    }
+
+    #[test]
+    fn of_too_many_parked_requests_the_second_is_given_up() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let park = |i: usize| request(2 * i as u32 + 1, "Park", b"");
+            for i in 0..parked::MAX_REQUESTS + 1 {
+                stream.write_all(&park(i)).await.unwrap();
+            }
+            let (id, refused) = answer(&mut stream).await;
+            let kind = refused.unwrap_err().kind();
+            assert_eq!((id, kind), (3, Kind::ResourceExhausted));
+            assert_eq!(f.server.pending(), (0, parked::MAX_REQUESTS));
+        });
+    }
+
+    #[test]
+    fn of_too_many_parked_calls_one_with_a_deadline_is_given_up_then_the_oldest() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let park = |i: usize| request(2 * i as u32 + 1, "Park", &i.to_be_bytes());
+            for i in 0..parked::MAX_CALLS {
+                let bytes = if i == 7 {
+                    let timed = Request {
+                        timeout_nano: i64::MAX,
+                        method: "Park".into(),
+                        ..Default::default()
+                    };
+                    frame::request(2 * 7 + 1, &timed).unwrap()
+                } else {
+                    park(i)
+                };
+                stream.write_all(&bytes).await.unwrap();
+            }
+            for (i, given_up) in [(parked::MAX_CALLS, 15), (parked::MAX_CALLS + 1, 1)] {
+                stream.write_all(&park(i)).await.unwrap();
+                let (id, refused) = answer(&mut stream).await;
+                let kind = refused.unwrap_err().kind();
+                assert_eq!((id, kind), (given_up, Kind::ResourceExhausted));
+            }
+            until(|| f.seen.hanging.get() == parked::MAX_CALLS).await;
+        });
+    }
+
+    #[test]
+    fn a_negative_deadline_has_passed() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let echo = Request {
+                method: "Echo".into(),
+                timeout_nano: -1,
+                ..Default::default()
+            };
+            let echo = frame::request(1, &echo).unwrap();
+            stream.write_all(&echo).await.unwrap();
+            assert_eq!(answer(&mut stream).await, (1, Err(expired())));
+            assert_eq!(f.seen.calls.get(), 0);
+        });
+    }
+
+    #[test]
+    fn deserted_is_a_time_without_any_client() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            const TIME: Duration = Duration::from_secs(30);
+            const JUST: Duration = Duration::from_millis(1);
+            let f = Fixture::new();
+            spawn_local(f.server.clone().run());
+            // Sockets are no reason to move the stopped clock: `until` asks again and again.
+            let deserted = |f: &Fixture| {
+                let server = f.server.clone();
+                spawn_local(async move { server.deserted(TIME).await })
+            };
+            let first = deserted(&f);
+            settle().await;
+            tokio::time::advance(TIME - JUST).await;
+            settle().await;
+            let client = f.raw().await;
+            until(|| f.server.connections() == 1).await;
+            tokio::time::advance(2 * TIME).await;
+            settle().await;
+            assert!(!first.is_finished());
+            drop(client);
+            until(|| f.server.connections() == 0).await;
+            settle().await;
+            tokio::time::advance(TIME - JUST).await;
+            settle().await;
+            assert!(!first.is_finished());
+            tokio::time::advance(2 * JUST).await;
+            settle().await;
+            assert!(first.is_finished());
         });
     }
 
@@ -858,7 +1185,7 @@ mod tests {
             let listener = UnixListener::bind_addr(&address).unwrap();
             let seen = Rc::new(Seen::default());
             let handler: Handler = Rc::new(move |call| Box::pin(handle(call, seen.clone())));
-            let server = Server::new(listener, handler).unwrap();
+            let server = Server::new(listener, handler, parks).unwrap();
             let run = spawn_local(server.clone().run());
             let client = StdUnixStream::connect_addr(&address).unwrap();
             client.set_nonblocking(true).unwrap();

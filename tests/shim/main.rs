@@ -6,10 +6,12 @@ mod differences;
 mod harness;
 
 mod cases {
+    mod bounds;
     mod cgroups;
     mod checkpoint;
     mod cleanup;
     mod descriptors;
+    mod environment;
     mod errors;
     mod events;
     mod exec;
@@ -23,10 +25,12 @@ mod cases {
     mod options;
     mod pods;
     mod resources;
+    mod server_limits;
     mod shutdown;
     mod start;
     mod stdio;
     mod stdio_faults;
+    mod stdio_limits;
     mod times;
     mod unmount;
     mod userns;

@@ -11,18 +11,6 @@ use protobuf::text_format::print_to_string_pretty;
 use crate::harness::container::Container;
 use crate::harness::*;
 
-/// containerd's own shim that serves this version of the Task service.
-fn peer(api: Api) -> String {
-    match api {
-        Api::V2 => "/usr/bin/containerd-shim-runc-v2".into(),
-        Api::V3 => concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/build/containerd-2/usr/bin/containerd-shim-runc-v2"
-        )
-        .into(),
-    }
-}
-
 /// `binary`, in a place where all hierarchies of v1 are mounted: Go loads no cgroup if
 /// one is not, such as this, which others on the machine may have made.
 fn with_all_hierarchies(binary: &str, script: &Path) {
@@ -84,7 +72,7 @@ fn with_two_shims(d: &Daemon, test: impl FnOnce(&Container, &Container)) {
     let c = ours.running("c");
 
     let there = d.path("peer");
-    with_all_hierarchies(&peer(d.api), &there);
+    with_all_hierarchies(go_shim(d.api), &there);
     let others = Daemon::with_shim(there.to_str().unwrap(), d.api, d.patience);
     runtime_of(c.state().unwrap().pid, &script);
     let other = others.container("c", &["true"]);
@@ -121,7 +109,7 @@ cases! {
                 (processor_time(shim) - before) / 1_000_000
             };
             for _ in 0..3 {
-                eprintln!("µs of the processor for one Stats: {} ours, {} of {}", cost(c), cost(other), peer(d.api));
+                eprintln!("µs of the processor for one Stats: {} ours, {} of {}", cost(c), cost(other), go_shim(d.api));
             }
         });
     }
@@ -143,7 +131,7 @@ cases! {
                     differences.push(format!("{name}: ours {ours}, theirs {}", value(&theirs, name)));
                 }
             }
-            eprintln!("{} fields of {}", theirs.len(), peer(d.api));
+            eprintln!("{} fields of {}", theirs.len(), go_shim(d.api));
             assert!(differences.is_empty(), "{differences:#?}");
         });
     }

@@ -8,9 +8,11 @@ use std::process::Command;
 use containerd_shim_rs_v2::proto::Mount;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
 
 use crate::harness::container::Container;
 use crate::harness::machine::{MountEntry, mount_entries_below, mounts_below};
+use crate::harness::seccomp::Denied;
 use crate::harness::*;
 
 fn a_mount(kind: &str, source: impl AsRef<Path>, options: &[&str]) -> Mount {
@@ -101,6 +103,15 @@ fn loop_setting(device: &str, setting: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().into())
 }
 
+/// A process that is not to outlive its test, whatever becomes of that.
+struct KilledInTheEnd(i32);
+
+impl Drop for KilledInTheEnd {
+    fn drop(&mut self) {
+        process::signal(self.0, Signal::SIGKILL);
+    }
+}
+
 /// A helper for FUSE file systems that does what `script` says.
 fn helper(d: &Daemon, script: &str) {
     let dir = d.path("helpers");
@@ -108,6 +119,66 @@ fn helper(d: &Daemon, script: &str) {
     write_program(&dir.join("mount.fuse3"), script);
     let path = std::env::var("PATH").unwrap();
     d.set_env("PATH", &format!("{}:{path}", dir.display()));
+}
+
+/// Mounts at targets behind symlinks that would lead out of the rootfs.
+#[track_caller]
+fn assert_targets_stay_in_the_rootfs(d: &Daemon) {
+    let upper = overlay(d);
+    let outside = d.path("outside");
+    fs::create_dir(&outside).unwrap();
+    let links = d.path("upper");
+    for dir in ["a", "b", "c", "d"] {
+        fs::create_dir(links.join(dir)).unwrap();
+    }
+    symlink("/a", links.join("absolute")).unwrap();
+    symlink("../../../../../../b", links.join("relative")).unwrap();
+    // Inside it names what outside is `outside`.
+    fs::create_dir_all(links.join(outside.strip_prefix("/").unwrap())).unwrap();
+    symlink(&outside, links.join("out")).unwrap();
+    let at = |target: &str| Mount {
+        target: target.into(),
+        ..a_mount("tmpfs", "tmpfs", &[])
+    };
+    let mounts = vec![
+        upper,
+        at("absolute"),
+        at("/relative"),
+        at("out"),
+        at("c/../../d"),
+    ];
+    let c = d.container("c", &["true"]).mounts(mounts).created();
+    let rootfs = c.bundle.join("rootfs");
+    let inside = rootfs.join(outside.strip_prefix("/").unwrap());
+    let expected = [
+        rootfs.clone(),
+        rootfs.join("a"),
+        rootfs.join("b"),
+        inside,
+        rootfs.join("d"),
+    ];
+    assert_eq!(mounts_below(&d.path("")), expected);
+    assert_runs(&c);
+}
+
+/// Mounts an image that is a file.
+#[track_caller]
+fn assert_image_is_mounted(d: &Daemon) {
+    let image = image(d);
+    let c = d
+        .shell("c", "echo text > /tmp/file")
+        .mounts(vec![a_mount("ext4", &image, &["loop"])])
+        .created();
+    let device = at_rootfs(&c)[0].source.clone();
+    assert_eq!(
+        loop_setting(&device, "backing_file").as_deref(),
+        image.to_str()
+    );
+    assert_eq!(loop_setting(&device, "dio").as_deref(), Some("0"));
+    assert_runs(&c);
+    d.eventually("the device is free", || {
+        loop_setting(&device, "backing_file").as_deref() != image.to_str()
+    });
 }
 
 cases! {
@@ -204,13 +275,13 @@ cases! {
     }
 
     fn image_on_a_loop_device(d) {
-        let image = image(d);
-        let c = d.shell("c", "echo text > /tmp/file").mounts(vec![a_mount("ext4", &image, &["loop"])]).created();
-        let device = at_rootfs(&c)[0].source.clone();
-        assert_eq!(loop_setting(&device, "backing_file").as_deref(), image.to_str());
-        assert_eq!(loop_setting(&device, "dio").as_deref(), Some("0"));
-        assert_runs(&c);
-        d.eventually("the device is free", || loop_setting(&device, "backing_file").as_deref() != image.to_str());
+        assert_image_is_mounted(d);
+    }
+
+    fn image_on_a_loop_device_without_loop_configure(d) {
+        const LOOP_CONFIGURE: u32 = 0x4C0A;
+        d.deny(&[Denied::ioctl(LOOP_CONFIGURE, libc::EINVAL)]);
+        assert_image_is_mounted(d);
     }
 
     fn read_only_image_on_a_loop_device(d) {
@@ -266,6 +337,18 @@ cases! {
         c.shut_down();
     }
 
+    fn fuse_helper_goes_with_a_killed_server(d) {
+        let pid = d.path("pid");
+        helper(d, &format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep inf", pid.display()));
+        let c = d.container("c", &["true"]).mounts(vec![a_mount("fuse3.some-fs", "source", &[])]).shim();
+        let _create = c.create_pending();
+        d.eventually("the helper runs", || pid.exists());
+        c.kill_shim();
+        let helper = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        let _killed = KilledInTheEnd(helper);
+        d.eventually("the helper ends", || !process::alive(helper));
+    }
+
     fn fuse_helper_leaves_a_daemon_with_its_output(d) {
         let pid = d.path("pid");
         helper(d, &format!("sleep 1000 & echo $! > {}; exec mount --bind \"$1\" \"$2\"", pid.display()));
@@ -280,26 +363,12 @@ cases! {
     }
 
     fn targets_stay_in_the_rootfs(d) {
-        let upper = overlay(d);
-        let outside = d.path("outside");
-        fs::create_dir(&outside).unwrap();
-        let links = d.path("upper");
-        for dir in ["a", "b", "c", "d"] {
-            fs::create_dir(links.join(dir)).unwrap();
-        }
-        symlink("/a", links.join("absolute")).unwrap();
-        symlink("../../../../../../b", links.join("relative")).unwrap();
-        // Inside it names what outside is `outside`.
-        fs::create_dir_all(links.join(outside.strip_prefix("/").unwrap())).unwrap();
-        symlink(&outside, links.join("out")).unwrap();
-        let at = |target: &str| Mount { target: target.into(), ..a_mount("tmpfs", "tmpfs", &[]) };
-        let mounts = vec![upper, at("absolute"), at("/relative"), at("out"), at("c/../../d")];
-        let c = d.container("c", &["true"]).mounts(mounts).created();
-        let rootfs = c.bundle.join("rootfs");
-        let inside = rootfs.join(outside.strip_prefix("/").unwrap());
-        let expected = [rootfs.clone(), rootfs.join("a"), rootfs.join("b"), inside, rootfs.join("d")];
-        assert_eq!(mounts_below(&d.path("")), expected);
-        assert_runs(&c);
+        assert_targets_stay_in_the_rootfs(d);
+    }
+
+    fn targets_stay_in_the_rootfs_without_openat2(d) {
+        d.deny(&[Denied::call(libc::SYS_openat2, libc::ENOSYS)]);
+        assert_targets_stay_in_the_rootfs(d);
     }
 
     fn target_that_is_not_there(d) {

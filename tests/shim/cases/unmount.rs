@@ -19,13 +19,13 @@ fn mount_tmpfs(point: &Path) {
 }
 
 /// A FUSE file system at `point` that answers nothing until it is dropped.
-struct Silent {
+pub(super) struct Silent {
     _device: File,
     point: PathBuf,
 }
 
 impl Silent {
-    fn mounted(point: &Path) -> Silent {
+    pub(super) fn mounted(point: &Path) -> Silent {
         let device = File::options().read(true).write(true).open("/dev/fuse");
         let device = device.expect("open /dev/fuse");
         let fd = device.as_raw_fd();

@@ -22,6 +22,7 @@ use super::machine::{
 };
 use super::process::{self, Output};
 use super::runtime::FakeRuntime;
+use super::seccomp::{self, Denied};
 use super::stdio::Reader;
 use super::task::Api;
 use super::{runtime, shim_binary, systemd};
@@ -58,7 +59,7 @@ pub enum Form {
 pub struct Daemon {
     dir: TempDir,
     /// The shim's binary.
-    shim: String,
+    shim: Mutex<String>,
     pub api: Api,
     pub events: Events,
     /// The longest that anything may take.
@@ -70,6 +71,8 @@ pub struct Daemon {
     cgroups: Mutex<Vec<String>>,
     /// What the shim's environment has besides.
     environment: Mutex<Vec<(String, String)>>,
+    /// System calls that the shim has to do without.
+    denied: Mutex<Vec<Denied>>,
     /// Every address that a shim answered with.
     addresses: Mutex<Vec<String>>,
 }
@@ -105,10 +108,10 @@ impl Daemon {
             .tempdir()
             .expect("a state directory");
         let events = Events::listen(&dir.path().join("containerd.sock.ttrpc"), patience);
-        let (bundles, cgroups, environment, addresses) = Default::default();
+        let (bundles, cgroups, environment, denied, addresses) = Default::default();
         let daemon = Daemon {
             dir,
-            shim: shim.into(),
+            shim: Mutex::new(shim.into()),
             api,
             events,
             patience,
@@ -116,6 +119,7 @@ impl Daemon {
             bundles,
             cgroups,
             environment,
+            denied,
             addresses,
         };
         fs::create_dir_all(daemon.bundles_dir()).expect("make the bundles' directory");
@@ -195,6 +199,16 @@ impl Daemon {
         environment.push((key.into(), value.into()));
     }
 
+    /// From now on the shim has to do without these system calls, and all that it starts.
+    pub fn deny(&self, denied: &[Denied]) {
+        self.denied.lock().unwrap().extend(denied);
+    }
+
+    /// Has `command` do without what the shim does without.
+    pub fn restrict(&self, command: &mut Command) {
+        seccomp::deny(command, &self.denied.lock().unwrap());
+    }
+
     /// Reads the log of the bundle of `id`, and remembers to tear it down.
     pub fn keep(&self, id: &str, cgroup: &str) {
         let log = self.bundles_dir().join(id).join("log");
@@ -207,9 +221,14 @@ impl Daemon {
         self.bundles.lock().unwrap().push(kept);
     }
 
+    /// From now on this is the shim, as when another release is installed.
+    pub fn replace_shim(&self, shim: &str) {
+        *self.shim.lock().unwrap() = shim.into();
+    }
+
     /// The shim's command line, in `bundle`, as every call of it begins.
     pub fn command(&self, id: &str, bundle: &Path) -> Command {
-        let mut command = Command::new(&self.shim);
+        let mut command = Command::new(&*self.shim.lock().unwrap());
         command
             .args([
                 "-namespace",
@@ -223,6 +242,7 @@ impl Daemon {
             .envs(self.environment.lock().unwrap().iter().cloned())
             .process_group(0)
             .current_dir(bundle);
+        self.restrict(&mut command);
         command
     }
 
@@ -348,6 +368,14 @@ impl Daemon {
             found.push(format!("the runtime's state {}", state.display()));
         }
         found
+    }
+
+    /// What the shim's server, started for `id`, has logged so far.
+    pub fn log_of(&self, id: &str) -> String {
+        let bundles = self.bundles.lock().unwrap();
+        let kept = bundles.iter().find(|kept| kept.id == id);
+        let log = kept.and_then(|kept| kept.log.as_ref());
+        log.map(Reader::text).unwrap_or_default()
     }
 
     /// As when containerd is away: nobody reads the shims' logs any more.

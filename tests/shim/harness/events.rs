@@ -113,6 +113,8 @@ pub enum Mood {
     Take,
     /// Answers with an error.
     Refuse,
+    /// Answers with an error to events of this kind, as to something it will never take.
+    RefuseKind(&'static str),
     /// Never answers.
     Hang,
 }
@@ -283,8 +285,12 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
         let mut answer = Response::new();
         match mood {
             Mood::Take => {}
-            Mood::Refuse => {
-                let (code, message) = (Code::UNAVAILABLE.into(), "not now".into());
+            Mood::Refuse | Mood::RefuseKind(_) => {
+                let code = match mood {
+                    Mood::Refuse => Code::UNAVAILABLE,
+                    _ => Code::INTERNAL,
+                };
+                let (code, message) = (code.into(), "not now".into());
                 answer.status = Some(Status {
                     code,
                     message,
@@ -312,9 +318,13 @@ fn receive(payload: &[u8], shared: &Shared) -> Mood {
     let event = Event::of(&request.envelope.unwrap_or_default());
     let mut state = shared.state.lock().unwrap();
     state.attempts += 1;
-    if state.mood == Mood::Take {
+    let mood = match state.mood {
+        Mood::RefuseKind(kind) if kind != event.kind => Mood::Take,
+        mood => mood,
+    };
+    if mood == Mood::Take {
         state.events.push(event);
     }
     shared.news.notify_all();
-    state.mood
+    mood
 }

@@ -118,6 +118,15 @@ pub fn running(text: &str) -> Vec<i32> {
         .collect()
 }
 
+/// What `/proc/PID/status` says of `key`.
+#[track_caller]
+pub fn status_line(pid: i32, key: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("read a status");
+    let mut lines = status.lines().filter_map(|line| line.split_once(':'));
+    let line = lines.find(|(name, _)| *name == key);
+    line.unwrap_or_else(|| panic!("no {key}")).1.trim().into()
+}
+
 /// Whether a process with this number exists.
 pub fn alive(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
@@ -179,6 +188,15 @@ fn to_end(mut stream: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
         let _ = sender.send(bytes);
     });
     receiver
+}
+
+/// Sends a signal by its number, which may be a real-time one.
+#[track_caller]
+pub fn signal_number(pid: i32, signal: i32) {
+    let mut kill = Command::new("sh");
+    kill.args(["-c", &format!("kill -{signal} {pid}")]);
+    let output = run(&mut kill, &[], Duration::from_secs(60));
+    assert_eq!(output.status, 0, "kill -{signal} {pid}: {output:?}");
 }
 
 /// Sends a signal; to a process that is gone: nothing.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::fcntl::OFlag;
 
 use super::container::Container;
+use super::process;
 
 impl Container<'_> {
     /// The shim's descriptors that a program it runs would get, but for those of stdio.
@@ -29,6 +30,12 @@ impl Container<'_> {
         let kept = numbers.filter(|number| *number > 2).filter(kept);
         kept.map(|number| format!("{number} -> {}", link(number).display()))
             .collect()
+    }
+
+    /// The server's memory in kB, `VmRSS` now or `VmHWM` at most.
+    pub fn memory(&self, which: &str) -> u64 {
+        let line = process::status_line(self.shim_pid, which);
+        line.trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// Descriptors and threads of the shim's server.

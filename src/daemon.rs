@@ -20,6 +20,7 @@ use crate::events::Events;
 use crate::reaper::Reaper;
 use crate::service::Service;
 use crate::socket::{self, Claim};
+use crate::stdio;
 use crate::sys;
 use crate::task::{Shared, Tasks};
 
@@ -85,6 +86,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     // Events first: their clients see them before they see the shim go.
     bounded("deliver the last events", events.drained()).await;
     bounded("send the last answers", server.flushed()).await;
+    bounded("end the loggers", stdio::loggers_ended()).await;
     Ok(())
 }
 

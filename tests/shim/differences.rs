@@ -112,6 +112,7 @@ const EMPTY: &str =
 const REFUSED: &str = "each start that was refused may tell an exit of its own";
 const BELOW: &str = "youki removes no cgroup that the container made in its own";
 const DEAD: &str = "Go asks the file system itself before it unmounts it";
+const CONSOLE: &str = "Go makes the console socket in a temporary directory";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
 
 const TABLE: &[Difference] = &[
@@ -587,6 +588,28 @@ const TABLE: &[Difference] = &[
         GO,
         "server_is_as_small_after_many_execs_as_before",
         "Go's threads stay",
+    ),
+    // stdio_limits
+    fails(
+        GO,
+        "outputs_without_a_reader_take_no_inotify_instances",
+        "Go closes a FIFO that nobody reads, with what is in it",
+    ),
+    fails(
+        GO,
+        "log_on_a_dead_file_system_holds_up_nobody_else",
+        "Go opens a log while it holds a lock that every request needs",
+    ),
+    fails(
+        &[Go2],
+        "log_on_a_frozen_file_system_holds_up_nobody_else",
+        GROUP,
+    ),
+    fails(GO, "console_socket_is_in_the_bundle", CONSOLE),
+    fails(
+        GO,
+        "console_socket_goes_with_the_bundle_of_a_dead_shim",
+        CONSOLE,
     ),
 ];
 

@@ -679,6 +679,27 @@ const TABLE: &[Difference] = &[
         YOUKI_CALLS,
     ),
     fails_with("youki", ALL, "sandbox_refuses_all_newer_calls", YOUKI_CALLS),
+    // the command line
+    fails(
+        GO,
+        "help_goes_to_standard_output",
+        "Go prints its flags to standard error, and neither actions nor use",
+    ),
+    fails(
+        GO,
+        "no_arguments_print_the_help",
+        "Go says that the namespace is empty, and no more",
+    ),
+    fails(
+        GO,
+        "unknown_action_is_named_with_the_known_ones",
+        "Go says that the namespace is empty, and no more",
+    ),
+    fails(
+        GO,
+        "version_says_revision_target_and_compiler",
+        "Go prints the version of Go, and no target",
+    ),
 ];
 
 /// A row for a case that is gone would never be missed.

@@ -38,15 +38,26 @@ pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 
 /// As [`run`], without the limit: for what gives resources back, such as an unmount.
 pub async fn run_always<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let (sender, done) = oneshot::channel();
     let running = Running::count();
+    run_uncounted(move || {
+        let result = work();
+        drop(running);
+        result
+    })
+    .await
+}
+
+/// As [`run`], neither limited nor counted: for work that goes on while data flows, of which
+/// each caller has one at a time.
+pub async fn run_uncounted<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let (sender, done) = oneshot::channel();
     std::thread::Builder::new()
         .stack_size(STACK)
         .spawn(move || {
-            let result = work();
-            drop(running);
             // The receiver may be gone: the call was given up.
-            drop(sender.send(result));
+            drop(sender.send(work()));
         })
         .context(|| "start a thread")?;
     done.await

@@ -41,6 +41,9 @@ pub struct Linux {
     /// The namespaces that the container does not share with the runtime.
     #[serde(deserialize_with = "null_is_default")]
     pub namespaces: Vec<Namespace>,
+    /// Which cgroup it is to have: a path, or `SLICE:PREFIX:NAME` with systemd.
+    #[serde(rename = "cgroupsPath", deserialize_with = "null_is_default")]
+    pub cgroups_path: String,
 }
 
 /// A namespace that the container is to be in.
@@ -253,14 +256,16 @@ mod tests {
     #[test]
     fn spec_tolerates_null_and_unknown_fields() {
         let json = r#"{"ociVersion":"9","annotations":{"a":"b"},"vm":{"x":[1]},
-            "linux":{"namespaces":[{"type":"pid"},{"type":"time","path":null,"new":1}],"y":null}}"#;
+            "linux":{"namespaces":[{"type":"pid"},{"type":"time","path":null,"new":1}],
+            "cgroupsPath":"/k/c1","y":null}}"#;
         let got = spec(json).unwrap();
         assert_eq!(got.annotations["a"], "b");
+        assert_eq!(got.linux.cgroups_path, "/k/c1");
         assert!(got.has_private_pid_namespace());
         for json in [
             "{}",
             r#"{"annotations":null,"linux":null}"#,
-            r#"{"linux":{"namespaces":null}}"#,
+            r#"{"linux":{"namespaces":null,"cgroupsPath":null}}"#,
         ] {
             let got = spec(json).unwrap();
             assert!(got.annotations.is_empty() && !got.has_private_pid_namespace());

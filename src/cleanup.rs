@@ -2,21 +2,29 @@
 //! in order or was killed.
 //!
 //! Promises: it answers whatever is missing or broken in the bundle, and within
-//! containerd's 5 s whatever the OCI runtime does; it starts that only if it still
-//! knows the container, which after an orderly end it does not; it never harms a
-//! server that is alive.
+//! containerd's 5 s whatever the OCI runtime or a file system does; it starts the runtime
+//! only if that still knows the container, which after an orderly end it does not; it
+//! reports on stderr what it could not do, and fails when the container lives on; it never
+//! harms a server that is alive.
 //!
-//! Lacks on purpose: a search for processes. Without the runtime's state there are
-//! none, and with it the runtime kills the whole cgroup.
+//! What is in the container's cgroup is killed before the runtime is asked, which may hang;
+//! a cgroup that it made and has no state of, or that it leaves, is removed.
+//!
+//! Lacks on purpose: a search for processes outside of the cgroup. Without the runtime's
+//! state there are none.
 
+use std::fs;
 use std::io::Write;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
 
 use crate::bundle::Bundle;
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, Cause};
+use crate::cgroup::{Plan, Planned};
 use crate::cli::Flags;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::mount;
 use crate::options::Options;
 use crate::proto::task::DeleteResponse;
@@ -25,14 +33,40 @@ use crate::reaper::Reaper;
 use crate::runtime::Runtime;
 use crate::socket;
 
-/// How long the OCI runtime may take; containerd allows 5 s for everything.
-const RUNTIME_LIMIT: Duration = Duration::from_secs(4);
+/// How long everything may take: after 5 s containerd kills this process.
+const LIMIT: Duration = Duration::from_millis(4500);
+
+/// How long it may take of that to kill what is in the cgroup.
+const CGROUP_LIMIT: Duration = Duration::from_millis(700);
+
+/// How long the OCI runtime may take.
+const RUNTIME_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long it may take to remove the cgroup.
+const REMOVE_LIMIT: Duration = Duration::from_millis(300);
+
+/// How long a killed runtime may take to end before the next step begins.
+const KILL_LIMIT: Duration = Duration::from_millis(200);
+
+/// What the OCI runtime leaves of [`LIMIT`] to the steps after it.
+const REST: Duration = Duration::from_millis(1300);
+
+/// What an unmount leaves to the steps after it, and to detaching.
+const RESERVE: Duration = Duration::from_millis(500);
+
+/// The pause before a process is looked at again: nobody reports the end of one that is
+/// no child.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// 128 + `SIGKILL`: what containerd reports of a container that nobody waited for.
 const KILLED: u32 = 137;
 
 /// Does what `delete` is to do; the reply goes to `output`. What fails on the way is
-/// told on stderr, which containerd logs as warnings.
+/// reported on stderr, which containerd logs as warnings.
+///
+/// # Errors
+/// When the container's init is still alive after all that. containerd then keeps the
+/// bundle, and tries again when it starts next.
 pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
     let bundle = match flags.bundle.as_str() {
         "" => Bundle::at(std::env::current_dir().context(|| "find the bundle")?),
@@ -41,7 +75,7 @@ pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
     let pid = clean_up(flags, &bundle, &mut |warning| {
         // Go on without a stderr, too.
         let _ = writeln!(std::io::stderr(), "{}: {warning}", crate::NAME);
-    });
+    })?;
     let reply = DeleteResponse {
         pid,
         exit_status: KILLED,
@@ -56,47 +90,179 @@ pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
 }
 
 /// Answers the pid of the container's init, 0 when unknown.
-fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> u32 {
-    let mut check = |result: Result<()>| result.unwrap_or_else(&mut *warn);
-    check(delete_container(flags, bundle));
-    check(mount::unmount_all_blocking(&bundle.rootfs()));
-    check(remove_socket(bundle));
-    match bundle.init_pid() {
-        Ok(pid) => pid.unwrap_or_default() as u32,
-        Err(error) => {
-            warn(error);
-            0
+fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> Result<u32> {
+    let end = Instant::now() + LIMIT;
+    let pid = bundle.init_pid().unwrap_or_else(|error| {
+        warn(error);
+        None
+    });
+    let init = pid.map(|pid| Init::of(flags, bundle, pid));
+    let reaper = Reaper::new();
+    let steps = async {
+        let deleted = delete_container(flags, bundle, &reaper, init.as_ref(), end).await;
+        deleted.unwrap_or_else(&mut *warn);
+        let limit = end.saturating_duration_since(Instant::now() + RESERVE);
+        let unmounted = mount::unmount_or_detach(&bundle.rootfs(), limit).await;
+        unmounted.unwrap_or_else(&mut *warn);
+        remove_socket(bundle).unwrap_or_else(&mut *warn);
+        match &init {
+            Some(init) => init.ended(end).await,
+            None => Ok(()),
         }
-    }
+    };
+    reaper
+        .block_on(steps)
+        .context(|| "start the event loop")??;
+    Ok(pid.unwrap_or_default() as u32)
 }
 
-/// Has the runtime kill and forget the container, if it knows it.
-fn delete_container(flags: &Flags, bundle: &Bundle) -> Result<()> {
-    // Broken options are told below; the container is most likely where the
+/// Kills the container, has the runtime forget it, if that knows it, and removes its cgroup.
+async fn delete_container(
+    flags: &Flags,
+    bundle: &Bundle,
+    reaper: &Reaper,
+    init: Option<&Init>,
+    end: Instant,
+) -> Result<()> {
+    // Broken options are reported below; the container is most likely where the
     // defaults say.
     let (options, broken) = match bundle.options() {
         Ok(options) => (options, Ok(())),
         Err(error) => (Options::default(), Err(error)),
     };
-    let reaper = Reaper::new();
-    // The runtime's log needs a place even if the bundle is gone.
+    // The runtime needs a directory even if the bundle is gone.
     let place = match (bundle.path().is_dir(), bundle.path().parent()) {
         (false, Some(parent)) => parent,
         _ => bundle.path(),
     };
     let runtime = Runtime::new(reaper.clone(), &options, &flags.namespace, place);
-    if !runtime.state_dir(&flags.id).exists() {
+    let is_known = runtime.state_dir(&flags.id).exists();
+    let cgroup = planned_cgroup(flags, bundle, &options);
+    if !is_known && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists()) {
         return broken;
     }
-    let delete = async {
-        let limit = Cancel::after(RUNTIME_LIMIT);
-        runtime.kill_and_delete(&flags.id, &limit).await
+    let killed = match &cgroup {
+        Some(cgroup) => cgroup.kill(CGROUP_LIMIT).await,
+        None => Ok(()),
     };
-    reaper
-        .block_on(delete)
-        .context(|| "start the event loop")?
+    let deleted = match is_known {
+        true => delete_by_runtime(&runtime, &flags.id, init, end).await,
+        false => Ok(()),
+    };
+    // What the runtime has made meanwhile, too.
+    let removed = match planned_cgroup(flags, bundle, &options) {
+        Some(cgroup) => cgroup.remove(REMOVE_LIMIT).await,
+        None => Ok(()),
+    };
+    deleted
+        .and(killed)
+        .and(removed)
         .map_err(|e| e.within(format!("delete container {}", flags.id)))
         .and(broken)
+}
+
+/// Has the runtime kill and forget container `id`. State that it cannot read is removed.
+async fn delete_by_runtime(
+    runtime: &Runtime,
+    id: &str,
+    init: Option<&Init>,
+    end: Instant,
+) -> Result<()> {
+    let left = end.saturating_duration_since(Instant::now() + REST);
+    let limit = RUNTIME_LIMIT.min(left);
+    let cancel = Cancel::after(limit);
+    // Dropped, it is killed as well.
+    let deleted = timeout(limit + KILL_LIMIT, runtime.kill_and_delete(id, &cancel)).await;
+    match deleted.unwrap_or_else(|_| Err(Cause::TimedOut(limit).into())) {
+        Err(error) if init.is_none_or(|init| !init.is_alive()) => {
+            runtime.forget_unreadable(id, error).await
+        }
+        deleted => deleted,
+    }
+}
+
+/// The cgroup that `config.json` asks for; `None` when that is gone or broken.
+fn planned_cgroup(flags: &Flags, bundle: &Bundle, options: &Options) -> Option<Planned> {
+    let spec = bundle.spec().ok()?;
+    let plan = Plan {
+        cgroups_path: &spec.linux.cgroups_path,
+        id: &flags.id,
+        systemd: options.systemd_cgroup,
+        shim_cgroup: &options.shim_cgroup,
+    };
+    Planned::find(plan)
+        .inspect_err(|e| log::warn!("find the cgroup of {}: {e}", flags.id))
+        .ok()
+}
+
+/// The container's first process, as the bundle describes it.
+struct Init {
+    pid: i32,
+    /// Its directory in `/proc`.
+    proc: PathBuf,
+    id: String,
+    /// As `config.json` has it; empty when unknown.
+    cgroups_path: String,
+}
+
+impl Init {
+    fn of(flags: &Flags, bundle: &Bundle, pid: i32) -> Init {
+        Init {
+            pid,
+            proc: PathBuf::from(format!("/proc/{pid}")),
+            id: flags.id.clone(),
+            cgroups_path: bundle.spec().unwrap_or_default().linux.cgroups_path,
+        }
+    }
+
+    /// Waits for its end.
+    async fn ended(&self, deadline: Instant) -> Result<()> {
+        while self.is_alive() {
+            if Instant::now() >= deadline {
+                let text = format!(
+                    "delete container {}: its init, process {}, is still alive",
+                    self.id, self.pid
+                );
+                return Err(Error::new(Kind::FailedPrecondition, text));
+            }
+            sleep(LOOK_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Whether it runs, and not another process that has got its number: that would not
+    /// be in the container's cgroup.
+    fn is_alive(&self) -> bool {
+        let read = |name| fs::read_to_string(self.proc.join(name));
+        let (Ok(stat), Ok(cgroups)) = (read("stat"), read("cgroup")) else {
+            return false;
+        };
+        !is_zombie(&stat) && self.is_in_its_cgroup(&cgroups)
+    }
+
+    /// Whether one of `cgroups`, of a `/proc/PID/cgroup`, is the one that the container was
+    /// to have, or one below; without that, one that is named after the container.
+    fn is_in_its_cgroup(&self, cgroups: &str) -> bool {
+        let expected = match self.cgroups_path.split(':').collect::<Vec<_>>()[..] {
+            [_slice, prefix, name] => format!("{prefix}-{name}.scope"),
+            _ => self.cgroups_path.trim_matches('/').to_owned(),
+        };
+        let expected = match expected.is_empty() {
+            true => &self.id,
+            false => &expected,
+        };
+        let mut paths = cgroups
+            .lines()
+            .filter_map(|line| line.splitn(3, ':').nth(2));
+        paths.any(|path| format!("{path}/").contains(&format!("/{expected}/")))
+    }
+}
+
+/// Whether the process has ended and only has not been reaped, by its `/proc/PID/stat`.
+fn is_zombie(stat: &str) -> bool {
+    // The name before it is in parentheses, and may hold any character.
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    state.starts_with(['Z', 'X'])
 }
 
 /// Removes the server's socket; other containers of a pod may still be served on it.
@@ -111,7 +277,6 @@ fn remove_socket(bundle: &Bundle) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     fn flags() -> Flags {
         Flags {
@@ -130,7 +295,7 @@ mod tests {
     fn clean(bundle: &Bundle) -> (u32, Vec<String>) {
         let mut warnings = Vec::new();
         let pid = clean_up(&flags(), bundle, &mut |e| warnings.push(e.to_string()));
-        (pid, warnings)
+        (pid.unwrap(), warnings)
     }
 
     #[test]
@@ -181,6 +346,56 @@ mod tests {
         assert!(!path.exists());
     }
 
+    /// Process 42, as the files in `proc` describe it.
+    fn init(proc: &Path, cgroups_path: &str) -> Init {
+        Init {
+            pid: 42,
+            proc: proc.into(),
+            id: "c1".into(),
+            cgroups_path: cgroups_path.into(),
+        }
+    }
+
+    #[test]
+    fn init_is_known_by_its_cgroup() {
+        for (path, cgroups, expected) in [
+            ("/k8s.io/c1", "0::/k8s.io/c1\n", true),
+            ("/k8s.io/c1", "4:memory:/\n3:pids:/k8s.io/c1/nested\n", true),
+            ("/k8s.io/c1", "0::/k8s.io/c11\n", false),
+            ("/k8s.io/c1", "0::/user.slice\n", false),
+            (
+                "pod.slice:cri:c1",
+                "0::/a/pod.slice/cri-c1.scope/container\n",
+                true,
+            ),
+            ("pod.slice:cri:c1", "0::/a/pod.slice/cri-c2.scope\n", false),
+            ("", "0::/default/c1\n", true),
+            ("", "0::/default/c2\n", false),
+            ("/", "0::/\n", false),
+        ] {
+            let init = init(Path::new("/"), path);
+            assert_eq!(init.is_in_its_cgroup(cgroups), expected, "{path} {cgroups}");
+        }
+    }
+
+    #[tokio::test]
+    async fn init_that_lives_on_is_an_error() {
+        let proc = tempfile::tempdir().unwrap();
+        let init = init(proc.path(), "/k8s.io/c1");
+        let put = |name, text| fs::write(proc.path().join(name), text).unwrap();
+        init.ended(Instant::now()).await.expect("no such process");
+        put("stat", "42 (a ) Z b) S 1 1");
+        put("cgroup", "0::/k8s.io/c1\n");
+        let error = init.ended(Instant::now()).await.unwrap_err();
+        let expected = "delete container c1: its init, process 42, is still alive";
+        assert_eq!(error.to_string(), expected);
+        put("cgroup", "0::/others\n");
+        init.ended(Instant::now()).await.expect("a reused pid");
+        put("cgroup", "0::/k8s.io/c1\n");
+        put("stat", "42 (S) Z 1 1");
+        init.ended(Instant::now()).await.expect("a zombie");
+    }
+
     /// The bundle of a container that the runtime, `binary`, knows.
     fn with_runtime(binary: &str) -> (tempfile::TempDir, Bundle) {
         let (dir, bundle) = bundle();
@@ -190,7 +405,9 @@ mod tests {
             ..Options::default()
         };
         bundle.write_options(&options).unwrap();
-        fs::create_dir_all(dir.path().join("root/no-such-namespace/c1")).unwrap();
+        let state = dir.path().join("root/no-such-namespace/c1");
+        fs::create_dir_all(&state).unwrap();
+        fs::write(state.join("state.json"), "{}").unwrap();
         (dir, bundle)
     }
 
@@ -205,5 +422,14 @@ mod tests {
             warnings[0].starts_with("delete container c1: "),
             "{warnings:?}"
         );
+    }
+
+    #[test]
+    fn container_whose_state_the_runtime_cannot_read_is_forgotten() {
+        let (dir, bundle) = with_runtime("false");
+        let state = dir.path().join("root/no-such-namespace/c1");
+        fs::write(state.join("state.json"), "").unwrap();
+        assert_eq!(clean(&bundle), (0, vec![]));
+        assert!(!state.exists());
     }
 }

@@ -9,7 +9,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Context, Error, Kind, Result};
+use nix::errno::Errno;
+
+use crate::error::{Error, Kind, Result};
 use crate::sys;
 
 /// Descriptors that new processes leave: a runtime command takes about ten.
@@ -40,10 +42,9 @@ impl Drop for Claim {
 /// # Errors
 /// `ResourceExhausted` when too few are left.
 pub fn claim(what: &str) -> Result<Claim> {
-    let limit = sys::fd::limit().context(|| format!("{what}: read RLIMIT_NOFILE"))?;
-    let open = sys::fd::count_open().context(|| format!("{what}: count open descriptors"))?;
+    let (limit, open) = limit_and_open();
     let claimed = CLAIMED.load(Ordering::Relaxed);
-    if !fits(limit, open + claimed + CLAIM, RESERVE) {
+    if !fits(limit, open.saturating_add(claimed + CLAIM), RESERVE) {
         let text = format!("{what}: {open} of {limit} descriptors (RLIMIT_NOFILE) are in use");
         return Err(Error::new(Kind::ResourceExhausted, text));
     }
@@ -51,17 +52,36 @@ pub fn claim(what: &str) -> Result<Claim> {
     Ok(Claim(()))
 }
 
+/// Whether `count` files that are of use, but not needed, may be kept open.
+pub fn suffice_for(count: u64) -> bool {
+    let (limit, open) = limit_and_open();
+    let claimed = CLAIMED.load(Ordering::Relaxed);
+    fits(limit, open.saturating_add(claimed + count), RESERVE)
+}
+
 /// Whether a connection may be taken.
 pub fn suffice_for_connection() -> bool {
-    let (Ok(limit), Ok(open)) = (sys::fd::limit(), sys::fd::count_open()) else {
-        return false;
-    };
-    fits(limit, open + 1, RESERVE_OF_CONNECTIONS)
+    let (limit, open) = limit_and_open();
+    fits(limit, open.saturating_add(1), RESERVE_OF_CONNECTIONS)
 }
+
+/// The limit of descriptors, and how many are open. What cannot be counted, for another
+/// reason than the lack of one to count with, is taken for few.
+fn limit_and_open() -> (u64, u64) {
+    let limit = sys::fd::limit().unwrap_or(u64::MAX);
+    let open = sys::fd::count_open().unwrap_or_else(|e| match e.raw_os_error() {
+        Some(EMFILE | ENFILE) => limit,
+        _ => 0,
+    });
+    (limit, open)
+}
+
+const EMFILE: i32 = Errno::EMFILE as i32;
+const ENFILE: i32 = Errno::ENFILE as i32;
 
 /// Whether `wanted` descriptors leave `reserve`, or, where the limit is very low, half of it.
 fn fits(limit: u64, wanted: u64, reserve: u64) -> bool {
-    wanted + reserve.min(limit / 2) <= limit
+    wanted.saturating_add(reserve.min(limit / 2)) <= limit
 }
 
 #[cfg(test)]

@@ -139,7 +139,7 @@ impl Turn {
         if self.0.is_multiple_of(STEPS_PER_TURN) {
             yield_now().await;
             if Instant::now() >= deadline {
-                return Err(io::Error::other("not done by the deadline"));
+                return Err(io::Error::other("not done within the time allowed"));
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Where a cgroup's directories are, by `/proc/PID/cgroup` and the mounts; and which of
 //! them are others', too.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -160,6 +161,12 @@ impl Others {
             .iter()
             .flat_map(|text| text.lines())
             .filter_map(entry)
+    }
+
+    /// Whether one of them is in a cgroup called `name` or below such a one.
+    pub fn are_below(&self, name: &OsStr) -> bool {
+        self.entries()
+            .any(|(_, path)| Path::new(path).iter().any(|part| part == name))
     }
 
     /// Whether one of them is in `place` or below.

@@ -30,7 +30,7 @@ pub use planned::{Plan, Planned};
 use tree::Walk;
 
 /// Directories that one question looks at: each takes some 20 microseconds.
-const DIRECTORIES_PER_QUESTION: usize = 1024;
+const DIRECTORIES_PER_QUESTION: usize = 512;
 
 /// Processes that one answer names.
 const PIDS_PER_ANSWER: usize = 32 << 10;
@@ -82,10 +82,13 @@ impl Cgroup {
         })
     }
 
-    /// Whether nobody but process `pid` is in it or below: so it is when the container has
-    /// just been created, unless the cgroup is others', too.
-    pub fn has_only(&self, pid: i32) -> bool {
-        self.pids().is_ok_and(|pids| pids == [pid])
+    /// Whether anybody but process `pid`, the init, is in it or below, in any hierarchy. When
+    /// the container has just been created these are others', who were there before.
+    pub fn has_others(&self, pid: i32) -> bool {
+        self.places().iter().any(|place| {
+            // One that is gone has nobody.
+            collect_pids(&place.dir).is_ok_and(|pids| pids.iter().any(|other| *other != pid))
+        })
     }
 
     /// An error if this process or its parent is in it by now.
@@ -112,7 +115,7 @@ impl Cgroup {
     }
 
     /// The processes in it and below (`cgroup.procs`, recursively), sorted, each once: up to
-    /// 32,768 of the first 1024 cgroups.
+    /// 32,768 of the first 512 cgroups.
     /// An error, never an empty list, when they cannot be read; of kind Unknown
     /// also when the cgroup is gone, for containerd takes NotFound for a lost container.
     pub fn pids(&self) -> Result<Vec<i32>> {
@@ -249,7 +252,7 @@ pub fn value(text: &str, key: &str) -> u64 {
         .map_or(0, |(_, value)| value)
 }
 
-/// The OOM kills counted in the first 1024 v1 cgroups below `dir`, which its own counter
+/// The OOM kills counted in the first 512 v1 cgroups below `dir`, which its own counter
 /// leaves out.
 pub fn oom_kills_below(dir: &Path) -> u64 {
     let Ok(mut walk) = Walk::new(dir, DIRECTORIES_PER_QUESTION) else {
@@ -807,7 +810,7 @@ mod tests {
             let cgroup = Cgroup::of(child.id() as i32).unwrap();
             assert!(!cgroup.stats().unwrap().value.is_empty());
             assert!(cgroup.pids().unwrap().len() >= 4);
-            assert!(!cgroup.has_only(child.id() as i32));
+            assert!(cgroup.has_others(child.id() as i32));
             if frozen {
                 let state = ["freezer.state", "cgroup.freeze"]
                     .iter()

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use super::kill::{self, DIRECTORIES_PER_PASS, Turn};
 use super::locate::{Others, Place, places_named};
 use super::tree::{Step, Walk};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Kind, Result};
 
 /// Between two tries to remove a directory whose processes are dying.
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
@@ -66,6 +66,36 @@ impl Planned {
             plain,
             is_named: !plan.id.is_empty() && leaf.contains(plan.id),
         })
+    }
+
+    /// An error if this process or its parent is in the cgroup that `plan` names, or below:
+    /// the OCI runtime would kill them with the container, at Delete at the latest.
+    pub fn check_alone(plan: Plan<'_>) -> Result<()> {
+        Self::check_alone_in(Path::new("/"), plan)
+    }
+
+    fn check_alone_in(root: &Path, plan: Plan<'_>) -> Result<()> {
+        let others = Others::of(root).context(|| "read this process's cgroups")?;
+        let mut names = names(plan);
+        names.retain(|name| {
+            let leaf = name.path.file_name().unwrap_or_default();
+            !name.is_relative && others.are_below(leaf)
+        });
+        if names.is_empty() {
+            // As almost always: the mounts need not be looked at.
+            return Ok(());
+        }
+        let (places, _) = places_named(root, &names, plan.shim_cgroup)?;
+        match places.iter().find(|place| others.are_in(place)) {
+            None => Ok(()),
+            Some(place) => Err(Error::new(
+                Kind::FailedPrecondition,
+                format!(
+                    "cgroup {}: the shim or its parent is in it and would be killed with the container",
+                    place.path.display()
+                ),
+            )),
+        }
     }
 
     /// Whether there is any of it.
@@ -333,6 +363,27 @@ mod tests {
         let below = "2:cpu:/shim/below\n1:freezer:/shim/below\n";
         fs::write(root.path().join("proc/self/cgroup"), below).unwrap();
         assert!(!planned(&root, "/shim").exists());
+    }
+
+    #[test]
+    fn cgroups_that_the_shim_is_in_are_refused() {
+        let root = system();
+        let check = |cgroups_path| {
+            let plan = Plan {
+                cgroups_path,
+                id: "c1",
+                ..Plan::default()
+            };
+            Planned::check_alone_in(root.path(), plan)
+        };
+        for path in ["/k/c1", "/other/shim", "/shim/c1", "shim", ""] {
+            check(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        }
+        let error = check("/shim").unwrap_err();
+        assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+        let below = "2:cpu:/\n1:freezer:/shim/below\n";
+        fs::write(root.path().join("proc/self/cgroup"), below).unwrap();
+        assert!(check("/shim").is_err());
     }
 
     #[tokio::test]

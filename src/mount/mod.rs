@@ -5,8 +5,8 @@
 //! the error names type, source, target and cause. A hung file system holds up one
 //! short-lived thread and its caller, never the server.
 //!
-//! Lacks on purpose: making missing targets, detaching what is busy (containerd does
-//! so itself when it removes the bundle), and `fusermount`: who may mount may unmount.
+//! Lacks on purpose: making missing targets, detaching what is busy while a client waits
+//! for the answer (`delete` does, in the end), and `fusermount`: who may mount may unmount.
 
 mod fuse;
 mod kernel;
@@ -15,11 +15,18 @@ mod unmount;
 
 use std::fmt::Display;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::blocking;
 use crate::cancel::Cancel;
 use crate::error::{Context, Error, Result};
 use crate::reaper::Reaper;
+
+/// How long busy mounts are tried again.
+const BUSY_LIMIT: Duration = Duration::from_millis(2500);
+
+/// How long an unmount may take past its limit before what is mounted is detached.
+const BLOCKED_LIMIT: Duration = Duration::from_millis(200);
 
 /// One rootfs mount as containerd asks for it (`containerd.types.Mount`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -99,13 +106,36 @@ async fn mount_each(
 /// Unmounts everything at and below `rootfs`, the latest first, with retries (off the
 /// main thread). No `rootfs`, or nothing mounted there, is no error.
 pub async fn unmount_all(rootfs: &Path) -> Result<()> {
-    let rootfs = rootfs.to_owned();
-    blocking::run_always(move || unmount_all_blocking(&rootfs)).await?
+    unmount_all_within(rootfs, BUSY_LIMIT).await
 }
 
-/// The same for callers without a tokio runtime (`delete`).
-pub fn unmount_all_blocking(rootfs: &Path) -> Result<()> {
-    unmount::unmount_below(rootfs)
+async fn unmount_all_within(rootfs: &Path, limit: Duration) -> Result<()> {
+    let (rootfs, deadline) = (rootfs.to_owned(), Instant::now() + limit);
+    blocking::run_always(move || unmount::unmount_below(&rootfs, deadline)).await?
+}
+
+/// Unmounts all, as [`unmount_all`] does, or detaches what cannot be unmounted within
+/// `limit`, and says why.
+pub async fn unmount_or_detach(rootfs: &Path, limit: Duration) -> Result<()> {
+    let unmounted = unmount_all_within(rootfs, limit);
+    // The kernel may not return from a dead file system.
+    let unmounted = tokio::time::timeout(limit + BLOCKED_LIMIT, unmounted).await;
+    let late = || {
+        Error::unknown(format!(
+            "unmount {}: not done within {limit:?}",
+            rootfs.display()
+        ))
+    };
+    let Err(error) = unmounted.unwrap_or_else(|_| Err(late())) else {
+        return Ok(());
+    };
+    match unmount::detach_below(rootfs) {
+        Ok(()) => Err(Error::new(error.kind(), format!("{error}: detached"))),
+        Err(detach) => Err(Error::new(
+            error.kind(),
+            format!("{error} (and then: {detach})"),
+        )),
+    }
 }
 
 /// Tests mount for real, where nobody else sees it.

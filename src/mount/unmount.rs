@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -10,25 +10,22 @@ use nix::mount::{MntFlags, umount2};
 use crate::error::{Context, Result};
 use crate::sys::mount::each_mount;
 
-/// How often, per call, busy mounts are tried again, and after which pause.
-const RETRIES: usize = 50;
+/// The pause before busy mounts are tried again.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Unmounts everything at and below `rootfs`, the latest mount first, since it may
-/// cover all others. Nothing there, or no `rootfs` at all, is no error. Blocks, but
-/// not for ever: busy mounts are given up after 2.5 s in all.
-pub fn unmount_below(rootfs: &Path) -> Result<()> {
+/// cover all others. Nothing there, or no `rootfs` at all, is no error. Busy mounts are
+/// given up at `deadline`; the kernel may block longer where a file system is dead.
+pub fn unmount_below(rootfs: &Path, deadline: Instant) -> Result<()> {
     let Some(rootfs) = canonical(rootfs).context(|| format!("resolve {}", rootfs.display()))?
     else {
         return Ok(());
     };
-    let mut retries = RETRIES;
     loop {
         let points = points_below(&rootfs).context(|| "read mountinfo")?;
         let pass = unmount_each(&points);
         match pass.failure {
-            Some((Errno::EBUSY, _)) if retries > 0 => {
-                retries -= 1;
+            Some((Errno::EBUSY, _)) if Instant::now() + PAUSE < deadline => {
                 // The kernel tells nobody when a mount is busy no more.
                 #[allow(clippy::disallowed_methods)]
                 std::thread::sleep(PAUSE);
@@ -42,6 +39,28 @@ pub fn unmount_below(rootfs: &Path) -> Result<()> {
             None => return Ok(()),
         }
     }
+}
+
+/// Detaches everything at and below `rootfs`: nobody finds it there any more, and it goes
+/// away when nobody uses it any more. Asks no file system, and so does not block.
+pub fn detach_below(rootfs: &Path) -> Result<()> {
+    let (Some(parent), Some(name)) = (rootfs.parent(), rootfs.file_name()) else {
+        return Ok(());
+    };
+    let parent = parent.canonicalize();
+    let rootfs = parent
+        .context(|| format!("resolve {}", rootfs.display()))?
+        .join(name);
+    let points = points_below(&rootfs).context(|| "read mountinfo")?;
+    for point in points.iter().rev() {
+        let flags = MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH;
+        match umount2(point.as_path(), flags) {
+            // It went away with another one.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            failed => failed.context(|| format!("detach {}", point.display()))?,
+        }
+    }
+    Ok(())
 }
 
 /// What came of one attempt at some mounts.

@@ -1,6 +1,7 @@
 //! The OCI runtime's command line: one typed method a verb. It holds no state of
 //! containers; the runtime does. Needs a running [`Reaper`].
 
+mod broken_state;
 mod command;
 mod flavor;
 
@@ -313,9 +314,28 @@ impl Runtime {
     }
 
     /// Forgets container `id`, whose processes have ended. A container that the runtime
-    /// does not know is no error.
+    /// does not know is no error, nor one whose state it cannot read any more.
     pub async fn delete(&self, id: &str, cancel: &Cancel) -> Result<()> {
-        self.delete_with(&[], id, cancel).await
+        match self.delete_with(&[], id, cancel).await {
+            Err(error) => self.forget_unreadable(id, error).await,
+            deleted => deleted,
+        }
+    }
+
+    /// Removes the runtime's state of container `id`, which it has failed to delete with
+    /// `error`, if it cannot read that state; else the error stays. To be called when no
+    /// process of the container is left.
+    pub async fn forget_unreadable(&self, id: &str, error: Error) -> Result<()> {
+        let (root, name) = (self.root.clone(), id.to_owned());
+        let removed = blocking::run_always(move || broken_state::remove_unreadable(&root, &name));
+        let removed = removed.await?;
+        let state = self.state_dir(id);
+        let state = state.display();
+        match removed.context(|| format!("remove the OCI runtime's state {state}"))? {
+            true => log::warn!("{error}: removed the state {state}, which cannot be read"),
+            false => return Err(error),
+        }
+        Ok(())
     }
 
     /// Kills container `id` and forgets it. youki fails while what it killed is still

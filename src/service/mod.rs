@@ -103,7 +103,7 @@ impl Service {
     }
 
     /// Answers one call.
-    pub async fn answer(self: Rc<Self>, call: Call) -> Result<Vec<u8>> {
+    pub async fn answer(self: Rc<Self>, call: Rc<Call>) -> Result<Vec<u8>> {
         if !SERVICES.contains(&call.service.as_str()) {
             let message = format!("service {}", call.service);
             return Err(Error::new(Kind::Unimplemented, message));

@@ -1,8 +1,8 @@
 //! Terminals: the socket over which the runtime hands over a pty's master, and what
 //! is done with the master.
 //!
-//! Promises: the socket is reachable for root alone and gone when the process runs;
-//! a master has one descriptor. A container that closes its terminal and opens it
+//! Promises: the socket is reachable for the shim's user alone, is in the bundle, whatever
+//! the length of its path, and is gone when the process runs; a master has one descriptor. A container that closes its terminal and opens it
 //! again (as systemd does) goes on being heard.
 //!
 //! Lacks on purpose: making ptys. They belong to the container's devpts.
@@ -11,12 +11,16 @@ use std::cell::RefCell;
 use std::env;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::unistd::mkdtemp;
+use nix::fcntl::{OFlag, open};
+use nix::sys::prctl;
+use nix::sys::stat::Mode;
+use nix::unistd::{geteuid, mkdtemp};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -30,8 +34,8 @@ use crate::sys;
 /// lies in the socket already or never comes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Longest path of a unix socket, without the NUL.
-const LONGEST: usize = 107;
+/// The socket's name.
+const SOCKET: &str = "pty.sock";
 
 /// A socket that waits for a pty's master; dropping it removes it.
 #[derive(Debug)]
@@ -44,18 +48,29 @@ pub(super) struct ConsoleSocket {
 
 /// A directory with at most our socket in it.
 #[derive(Debug)]
-struct Directory(PathBuf);
+struct Directory {
+    path: PathBuf,
+    /// A handle of it, through which its socket has a short path: 107 bytes are all that
+    /// the kernel takes.
+    handle: OwnedFd,
+}
 
 impl ConsoleSocket {
-    /// Makes one, in a directory of its own.
-    pub(super) fn new() -> Result<Self> {
-        let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        let parent = runtime.filter(|p| is_usable(p)).unwrap_or("/tmp".into());
-        let template = parent.join("ptyXXXXXX");
-        let directory = mkdtemp(&template)
-            .map(Directory)
-            .context(|| format!("make console directory {}", template.display()))?;
-        let path = socket_in(&directory.0);
+    /// Makes one in `bundle`, which goes with the container whatever happens to us; or in a
+    /// temporary directory, if the bundle takes none.
+    pub(super) fn new(bundle: &Path) -> Result<Self> {
+        Self::in_directory(bundle).or_else(|error| {
+            log::warn!("{error}: trying a temporary directory");
+            let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+            let runtime = runtime.filter(|path| path.is_absolute() && path.is_dir());
+            Self::in_directory(&runtime.unwrap_or_else(env::temp_dir))
+        })
+    }
+
+    fn in_directory(parent: &Path) -> Result<Self> {
+        let directory = Directory::new(parent)
+            .context(|| format!("make console directory in {}", parent.display()))?;
+        let path = directory.socket();
         let listener = UnixListener::bind(&path)
             .context(|| format!("listen on console socket {}", path.display()))?;
         Ok(Self {
@@ -99,21 +114,35 @@ async fn receive(stream: &UnixStream) -> io::Result<Option<OwnedFd>> {
         .await
 }
 
-/// Whether a directory is there, and its name leaves room for a socket's.
-fn is_usable(parent: &Path) -> bool {
-    let socket = socket_in(&parent.join("ptyXXXXXX"));
-    parent.is_absolute() && parent.is_dir() && socket.as_os_str().len() <= LONGEST
-}
+impl Directory {
+    fn new(parent: &Path) -> io::Result<Self> {
+        let path = mkdtemp(&parent.join("ptyXXXXXX"))?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        match open(&path, flags, Mode::empty()) {
+            Ok(handle) => Ok(Self { path, handle }),
+            Err(cause) => {
+                let _ = fs::remove_dir(path);
+                Err(cause.into())
+            }
+        }
+    }
 
-fn socket_in(directory: &Path) -> PathBuf {
-    directory.join("pty.sock")
+    /// The socket's path: through our descriptor, and so as long as that is open. A process
+    /// whose program its user cannot read shows its descriptors to root alone.
+    fn socket(&self) -> PathBuf {
+        if !geteuid().is_root() && !prctl::get_dumpable().unwrap_or(false) {
+            return self.path.join(SOCKET);
+        }
+        let (pid, fd) = (process::id(), self.handle.as_raw_fd());
+        format!("/proc/{pid}/fd/{fd}/{SOCKET}").into()
+    }
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
         // Nothing to do about a failure, and nothing depends on it.
-        let _ = fs::remove_file(socket_in(&self.0));
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_file(self.path.join(SOCKET));
+        let _ = fs::remove_dir(&self.path);
     }
 }
 

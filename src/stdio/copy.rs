@@ -8,17 +8,22 @@
 //! A stream that comes little by little (lines of a log) is moved once a millisecond:
 //! each transfer, however small, costs as much as one of a megabyte.
 //!
-//! Lacks on purpose: threads, timers where nothing moves, and any knowledge of what the
+//! Ends that may block in the kernel (files on a disk) are left to a thread; see `pump`.
+//!
+//! Lacks on purpose: timers where nothing moves, and any knowledge of what the
 //! two ends are.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -31,6 +36,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::fifo::{Kind, Looks, Reading};
+use super::pump::{Pump, Pumped, Stream};
 use super::sizes::{self, QUIET, SHRINK_PAUSE, Sizes};
 use crate::sys;
 
@@ -46,6 +53,10 @@ const TERMINAL: usize = 128 << 10;
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
 /// How often a pipe that is held back is looked at, once something is in it.
 const FILLING: Duration = Duration::from_millis(20);
+/// Longest pause before a thread to copy with is asked for again.
+const THREAD_PAUSE: Duration = Duration::from_secs(1);
+/// Stack of a thread that closes a file, in bytes.
+const CLOSER_STACK: usize = 32 << 10;
 /// After so many transfers in a row other tasks get their turn.
 const TURNS: u32 = 8;
 /// How long a stream gathers that comes little by little.
@@ -60,15 +71,17 @@ const MOST: u32 = 1024;
 /// One end of a stream.
 #[derive(Debug)]
 pub(super) struct End {
-    fd: Rc<OwnedFd>,
+    fd: Arc<OwnedFd>,
     /// What it can be waited for; `None` for a regular file or a device like
     /// `/dev/null`, which always is ready. Else it is non-blocking.
     interest: Option<Interest>,
+    /// Whether the kernel may block who uses it, as regular files' disks do.
+    may_block: bool,
     /// Its registration, made when it is waited for.
     watch: RefCell<Option<Rc<Watch>>>,
 }
 
-type Watch = AsyncFd<Rc<OwnedFd>>;
+type Watch = AsyncFd<Arc<OwnedFd>>;
 
 impl End {
     /// Watches `fd` for `interest`.
@@ -88,10 +101,22 @@ impl End {
     /// Takes `fd` for always ready.
     pub(super) fn unwatched(fd: OwnedFd) -> Self {
         Self {
-            fd: Rc::new(fd),
+            fd: Arc::new(fd),
             interest: None,
+            may_block: false,
             watch: RefCell::default(),
         }
+    }
+
+    /// Of what was opened at a path.
+    pub(super) fn opened(fd: OwnedFd, kind: Kind, interest: Interest) -> io::Result<Self> {
+        let mut end = match kind {
+            // To ask whether it is ready may block as well.
+            Kind::File | Kind::Memory => Self::unwatched(fd),
+            Kind::Fifo | Kind::Device => Self::new(fd, interest)?,
+        };
+        end.may_block = end.interest.is_none() && kind != Kind::Memory;
+        Ok(end)
     }
 
     /// Watches `fd` for something to read.
@@ -175,6 +200,19 @@ impl End {
 
     async fn writable(&self) -> io::Result<PollFlags> {
         self.ready(Interest::WRITABLE, PollFlags::POLLOUT).await
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if self.may_block && Arc::strong_count(&self.fd) == 1 {
+            // To close it may block, too: what is left to write is written then. Without a
+            // thread it closes here.
+            let fd = self.fd.clone();
+            let _ = thread::Builder::new()
+                .stack_size(CLOSER_STACK)
+                .spawn(move || drop(fd));
+        }
     }
 }
 
@@ -345,6 +383,8 @@ pub(super) struct Copy {
     name: String,
     splices: bool,
     sizes: Sizes,
+    /// Its pipes are to shrink, and hold too much for that.
+    lags: bool,
     pace: Pace,
     /// Empty while nothing comes.
     buffer: Vec<u8>,
@@ -354,7 +394,7 @@ pub(super) struct Copy {
     left: Option<usize>,
     dropped: u64,
     /// How much was taken from the source.
-    moved: Rc<Cell<u64>>,
+    moved: Arc<AtomicU64>,
 }
 
 impl Copy {
@@ -368,12 +408,13 @@ impl Copy {
             name,
             splices: true,
             sizes,
+            lags: false,
             pace: Pace::new(),
             buffer: Vec::new(),
             pending: 0..0,
             left: None,
             dropped: 0,
-            moved: Rc::default(),
+            moved: Arc::default(),
         }
     }
 
@@ -386,7 +427,7 @@ impl Copy {
     }
 
     /// How many bytes were taken from the source so far, now and later.
-    pub(super) fn moved(&self) -> Rc<Cell<u64>> {
+    pub(super) fn moved(&self) -> Arc<AtomicU64> {
         self.moved.clone()
     }
 
@@ -409,6 +450,12 @@ impl Copy {
 
     /// Copies until the end. Returns how many bytes were taken from the source.
     pub(super) async fn run(mut self) -> u64 {
+        if self.from.may_block || self.to.may_block {
+            match self.pump() {
+                Ok(pump) => return self.run_on_thread(pump).await,
+                Err(e) => log::error!("copy {} on a thread: {e}", self.name),
+            }
+        }
         let mut turns = 0;
         let mut alarms = FalseAlarms::default();
         loop {
@@ -443,7 +490,56 @@ impl Copy {
             }
         }
         self.report();
-        self.moved.get()
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    fn pump(&self) -> io::Result<Pump> {
+        Pump::new(Stream {
+            from: self.from.fd.clone(),
+            to: self.to.fd.clone(),
+            ends_with_sink: matches!(self.until, Until::SinkGone),
+            name: self.name.clone(),
+            moved: self.moved.clone(),
+        })
+    }
+
+    /// As [`Copy::run`], on a thread while something comes.
+    async fn run_on_thread(mut self, pump: Pump) -> u64 {
+        let mut looks = Looks::new(THREAD_PAUSE);
+        while self.left.is_some() || self.source_ready().await {
+            if let Some(left) = self.left {
+                pump.finish(left);
+            }
+            let mut work = pin!(pump.work());
+            let outcome = match first(&mut work, self.over()).await {
+                Some(outcome) => outcome,
+                None => {
+                    let left = self.unread();
+                    self.left = Some(left);
+                    pump.finish(left);
+                    work.await
+                }
+            };
+            match outcome {
+                Ok(Pumped::Ended) => break,
+                Ok(Pumped::Rests) => looks = Looks::new(THREAD_PAUSE),
+                Err(e) => {
+                    log::warn!("copy {}: {e}", self.name);
+                    looks.pause().await;
+                }
+            }
+        }
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the source has had its time.
+    async fn over(&self) {
+        match &self.until {
+            _ if self.left.is_some() => pending().await,
+            Until::SinkGone => pending().await,
+            Until::Drained(drain) => drain.over(DRAIN).await,
+            Until::Exited(drain) => drain.over(Duration::ZERO).await,
+        }
     }
 
     fn rests_after(&mut self, moved: usize) -> bool {
@@ -468,6 +564,9 @@ impl Copy {
             Ok(moved) => {
                 self.count(moved);
                 self.sizes.transferred(moved);
+                if self.lags {
+                    self.shrink();
+                }
                 Ok(moved)
             }
             Err(e @ (Errno::EAGAIN | Errno::EINTR)) => Err(e),
@@ -480,7 +579,7 @@ impl Copy {
     }
 
     fn count(&mut self, moved: usize) {
-        self.moved.set(self.moved.get() + moved as u64);
+        self.moved.fetch_add(moved as u64, Ordering::Relaxed);
         if let Some(left) = &mut self.left {
             *left -= moved;
         }
@@ -555,15 +654,37 @@ impl Copy {
     /// Waits until a transfer is possible. False: there will be none. Pipes that grew
     /// shrink meanwhile: nothing comes, or nobody reads.
     async fn wait(&mut self) -> bool {
+        if self.sizes.are_too_large() {
+            self.shrink();
+        }
         let mut pause = QUIET;
         while self.sizes.are_grown() {
             match timeout(pause, self.possible()).await {
+                Ok(true) if self.lags => return self.wait_to_shrink().await,
                 Ok(possible) => return possible,
-                Err(_) if self.sizes.shrink() => break,
+                Err(_) if self.shrink() => break,
                 Err(_) => pause = SHRINK_PAUSE.min(pause * 2),
             }
         }
         self.possible().await
+    }
+
+    /// The reader has become slow, or had stopped: waits, as long as it goes on, until the next
+    /// transfer makes the pipes shrink.
+    async fn wait_to_shrink(&mut self) -> bool {
+        let mut reading = Reading::default();
+        while !self.sizes.can_shrink() {
+            if !reading.goes_on(self.to.unread()).await {
+                break;
+            }
+        }
+        self.shrink();
+        true
+    }
+
+    fn shrink(&mut self) -> bool {
+        self.lags = !self.sizes.shrink();
+        !self.lags
     }
 
     async fn possible(&mut self) -> bool {

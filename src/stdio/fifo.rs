@@ -7,22 +7,24 @@
 //!
 //! Lacks on purpose: any wait without an end.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, major};
+use tokio::io::Interest;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::copy::End;
+use crate::{blocking, sys};
 
 /// Stack of the thread that waits for a reader; it makes a handful of calls.
 const STACK: usize = 64 << 10;
@@ -37,45 +39,122 @@ const READING_PAUSE: Duration = Duration::from_millis(10);
 /// Longest pause between looks at a FIFO that waits for a reader to come back.
 const ABSENCE_PAUSE: Duration = Duration::from_secs(1);
 
+/// What stands at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Fifo,
+    /// `/dev/null` and the like, which never block.
+    Memory,
+    /// Another character device.
+    Device,
+    /// A regular file, or what else may block.
+    File,
+}
+
+impl Kind {
+    /// By a file's mode and, for a device, its number.
+    fn of(mode: u32, device: u64) -> Self {
+        /// Major number of `/dev/null` and the like.
+        const MEMORY: u64 = 1;
+        match SFlag::from_bits_truncate(mode) & SFlag::S_IFMT {
+            SFlag::S_IFIFO => Self::Fifo,
+            SFlag::S_IFCHR if major(device) == MEMORY => Self::Memory,
+            SFlag::S_IFCHR => Self::Device,
+            _ => Self::File,
+        }
+    }
+}
+
 /// The stdin that a client is to write to.
 #[derive(Debug)]
-pub(super) struct Input(Place);
+pub(super) struct Input {
+    place: Place,
+    /// Open from the beginning, if it is no FIFO.
+    file: Option<OwnedFd>,
+}
 
 impl Input {
     /// What is at `path` now.
-    pub(super) fn find(path: &Path) -> io::Result<Self> {
-        Ok(Self(Place::find(path)?))
+    pub(super) async fn find(path: &Path, deadline: Instant) -> io::Result<Self> {
+        let place = Place::find(path, deadline).await?;
+        let file = match place.kind {
+            Kind::Fifo => None,
+            _ => Some(place.open(OFlag::O_RDONLY, deadline).await?),
+        };
+        Ok(Self { place, file })
     }
 
     /// Where to read from, non-blocking, and what keeps a FIFO from ending while there is
     /// no client: CloseIO drops it.
-    pub(super) fn open(&self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
-        let read = self.0.open(OFlag::O_RDONLY)?;
-        let hold = match self.0.fifo {
-            true => Some(self.0.open(OFlag::O_WRONLY)?),
-            false => None,
+    pub(super) fn open(self) -> io::Result<(End, Option<OwnedFd>)> {
+        let (read, hold) = match self.file {
+            Some(file) => (file, None),
+            None => {
+                let read = self.place.open_now(OFlag::O_RDONLY)?;
+                (read, Some(self.place.open_now(OFlag::O_WRONLY)?))
+            }
         };
-        Ok((read, hold))
+        let end = End::opened(read, self.place.kind, Interest::READABLE)?;
+        Ok((end, hold))
     }
 }
 
 /// Opens `path` to write output to; non-blocking. A FIFO must get a reader until
 /// `deadline`, else `TimedOut`. Anything else is appended to and must exist.
-pub(super) async fn open_output(path: &Path, deadline: Instant) -> io::Result<OwnedFd> {
-    let place = Place::find(path)?;
-    if !place.fifo {
-        return place.open(OFlag::O_WRONLY | OFlag::O_APPEND);
+pub(super) async fn open_output(path: &Path, deadline: Instant) -> io::Result<End> {
+    let place = Place::find(path, deadline).await?;
+    if place.kind != Kind::Fifo {
+        let file = place
+            .open(OFlag::O_WRONLY | OFlag::O_APPEND, deadline)
+            .await?;
+        return End::opened(file, place.kind, Interest::WRITABLE);
     }
-    let first = match place.open(OFlag::O_WRONLY) {
+    let first = match place.open(OFlag::O_WRONLY, deadline).await {
         Err(e) if e.raw_os_error() == Some(Errno::ENXIO as i32) => {
             wait_for_reader(&place, deadline).await?
         }
         opened => opened?,
     };
     // With the first end open, the reader never sees this one as a gap.
-    let both = place.open(OFlag::O_RDWR)?;
+    let both = place.open(OFlag::O_RDWR, deadline).await?;
     drop(first);
-    Ok(both)
+    End::sink(both)
+}
+
+/// Opens a file to append to; makes it, and the directories above it.
+pub(super) async fn append_to(path: &Path, deadline: Instant) -> io::Result<End> {
+    let path = path.to_owned();
+    let (file, kind) = blocking(deadline, move || {
+        if let Some(parent) = path.parent() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(parent)?;
+        }
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o644);
+        options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
+        let file = options.open(path)?;
+        let found = file.metadata()?;
+        Ok((file.into(), Kind::of(found.mode(), found.rdev())))
+    })
+    .await?;
+    End::opened(file, kind, Interest::WRITABLE)
+}
+
+/// Runs `work`, which may block in the kernel, on a thread; `TimedOut` when it has not
+/// returned at `deadline`.
+async fn blocking<T: Send + 'static>(
+    deadline: Instant,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match timeout_at(deadline, blocking::run(work)).await {
+        Ok(done) => done.map_err(io::Error::other)?,
+        Err(_) => {
+            let text = "the file system did not answer within 30 s";
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        }
+    }
 }
 
 /// Closes the output `end` once that loses nothing: a FIFO with bytes nobody has read,
@@ -115,14 +194,14 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    fn new(longest: Duration) -> Self {
+    pub(super) fn new(longest: Duration) -> Self {
         Self {
             pause: SHORTEST_PAUSE,
             longest,
         }
     }
 
-    async fn pause(&mut self) {
+    pub(super) async fn pause(&mut self) {
         sleep(self.pause).await;
         self.pause = self.longest.min(self.pause * 2);
     }
@@ -167,21 +246,47 @@ fn fd_path(fd: BorrowedFd<'_>) -> String {
 }
 
 /// What a path led to once: opening it again cannot lead elsewhere.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Place {
-    handle: File,
-    fifo: bool,
+    handle: Arc<File>,
+    kind: Kind,
+    /// Whether the kernel knew it without asking a disk or another machine.
+    cached: bool,
 }
 
 impl Place {
-    fn find(path: &Path) -> io::Result<Self> {
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let handle = File::from(open(path, flags, Mode::empty())?);
-        let fifo = handle.metadata()?.file_type().is_fifo();
-        Ok(Self { handle, fifo })
+    async fn find(path: &Path, deadline: Instant) -> io::Result<Self> {
+        // Without a thread for what is usual: a FIFO in memory.
+        if let Ok((handle, mode, device)) = sys::fd::find_cached(path) {
+            return Ok(Self {
+                handle: Arc::new(handle),
+                kind: Kind::of(mode, device),
+                cached: true,
+            });
+        }
+        let path = path.to_owned();
+        blocking(deadline, move || {
+            let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+            let handle = File::from(open(&path, flags, Mode::empty())?);
+            let found = handle.metadata()?;
+            Ok(Self {
+                handle: Arc::new(handle),
+                kind: Kind::of(found.mode(), found.rdev()),
+                cached: false,
+            })
+        })
+        .await
     }
 
-    fn open(&self, flags: OFlag) -> io::Result<OwnedFd> {
+    async fn open(&self, flags: OFlag, deadline: Instant) -> io::Result<OwnedFd> {
+        if self.cached && matches!(self.kind, Kind::Fifo | Kind::Memory) {
+            return self.open_now(flags);
+        }
+        let place = self.clone();
+        blocking(deadline, move || place.open_now(flags)).await
+    }
+
+    fn open_now(&self, flags: OFlag) -> io::Result<OwnedFd> {
         self.open_as(flags | OFlag::O_NONBLOCK)
     }
 
@@ -189,13 +294,6 @@ impl Place {
         let path = fd_path(self.handle.as_fd());
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
         Ok(open(path.as_str(), flags, Mode::empty())?)
-    }
-
-    fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self {
-            handle: self.handle.try_clone()?,
-            fifo: self.fifo,
-        })
     }
 }
 
@@ -206,7 +304,7 @@ impl Place {
 async fn wait_for_reader(place: &Place, deadline: Instant) -> io::Result<OwnedFd> {
     let (release, released) = mpsc::channel::<OwnedFd>();
     let (done, mut opened) = oneshot::channel();
-    let theirs = place.try_clone()?;
+    let theirs = place.clone();
     thread::Builder::new()
         .name("fifo".into())
         .stack_size(STACK)
@@ -228,7 +326,10 @@ async fn wait_for_reader(place: &Place, deadline: Instant) -> io::Result<OwnedFd
     drop(waiting);
     // Released, so at once.
     let _ = opened.await;
-    Err(io::Error::new(io::ErrorKind::TimedOut, "it got no reader"))
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        "no reader within 30 s",
+    ))
 }
 
 /// When dropped, lets the waiting thread's open(2) come back.
@@ -243,7 +344,7 @@ impl Drop for Waiting<'_> {
         let Some(release) = &self.release else { return };
         // The thread may not have come to its open yet: the read end stays in the
         // channel until it has. A thread that has ended took the channel with it.
-        if let Ok(reader) = self.place.open(OFlag::O_RDONLY) {
+        if let Ok(reader) = self.place.open_now(OFlag::O_RDONLY) {
             let _ = release.send(reader);
         }
     }

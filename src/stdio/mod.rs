@@ -15,20 +15,22 @@ mod console;
 mod copy;
 mod fifo;
 mod logger;
+mod pump;
 mod sizes;
 mod target;
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
-use std::fs::{DirBuilder, OpenOptions};
+use std::cell::RefCell;
+use std::fs::OpenOptions;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -69,6 +71,8 @@ pub struct Owner<'a> {
     pub namespace: &'a str,
     /// The container's id.
     pub container_id: &'a str,
+    /// The container's bundle.
+    pub bundle: &'a Path,
     /// User that owns the container's ends of pipes.
     pub uid: u32,
     /// Group that owns them.
@@ -142,7 +146,7 @@ struct Flow {
     from: Option<Weak<End>>,
     to: Weak<End>,
     /// How many bytes have come from there.
-    moved: Rc<Cell<u64>>,
+    moved: Arc<AtomicU64>,
 }
 
 /// Opens what `stdio` names. Fails within 30 s when a FIFO has no reader, with
@@ -169,9 +173,9 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
         drain: Rc::default(),
     };
     if stdio.terminal {
-        opened.console = Some(ConsoleSocket::new()?);
+        opened.console = Some(ConsoleSocket::new(owner.bundle)?);
     }
-    opened.open_stdin(&stdin, owner)?;
+    opened.open_stdin(&stdin, owner, deadline).await?;
     match (&stdout, &stderr) {
         (Target::Logger(program), _) => opened.log([true, true], program, owner, deadline).await?,
         (Target::None, Target::Logger(program)) => {
@@ -183,7 +187,12 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
 }
 
 impl Opened {
-    fn open_stdin(&mut self, stdin: &Target, owner: &Owner<'_>) -> Result<()> {
+    async fn open_stdin(
+        &mut self,
+        stdin: &Target,
+        owner: &Owner<'_>,
+        deadline: Instant,
+    ) -> Result<()> {
         let path = match stdin {
             Target::None => return Ok(()),
             Target::Path(path) => path,
@@ -191,7 +200,8 @@ impl Opened {
                 return Err(Error::invalid("stdin: not a path or fifo://"));
             }
         };
-        let from = fifo::Input::find(path).context(|| format!("open stdin {}", path.display()))?;
+        let found = fifo::Input::find(path, deadline).await;
+        let from = found.map_err(|e| cannot_open("stdin", path, &e))?;
         let to = match self.console {
             Some(_) => None,
             None => {
@@ -346,13 +356,13 @@ impl Opened {
 
 /// Starts copying stdin, to `pipe` or to the terminal.
 fn copy_input(
-    from: OwnedFd,
+    from: End,
     pipe: Option<OwnedFd>,
     terminal: Option<Rc<Terminal>>,
     drain: &Rc<Drain>,
 ) -> Result<Task> {
     let watched = || "watch stdin";
-    let from = Rc::new(End::source(from).context(watched)?);
+    let from = Rc::new(from);
     let name = "stdin".to_string();
     let master = terminal.as_ref().and_then(|terminal| terminal.master());
     let copy = match (pipe, master) {
@@ -430,7 +440,7 @@ impl Flow {
     async fn consumed(&self) {
         let source = || self.from.as_ref()?.upgrade().map(|from| from.unread());
         let goal = match &self.from {
-            Some(_) => self.moved.get() + source().unwrap_or(0) as u64,
+            Some(_) => self.moved.load(Ordering::Relaxed) + source().unwrap_or(0) as u64,
             // A terminal ends with its process, and so does its copier.
             None => u64::MAX,
         };
@@ -440,7 +450,10 @@ impl Flow {
         while let Some(to) = self.to.upgrade() {
             let unread = to.unread();
             drop(to);
-            let read = self.moved.get().saturating_sub(unread as u64);
+            let read = self
+                .moved
+                .load(Ordering::Relaxed)
+                .saturating_sub(unread as u64);
             // Somebody else may have emptied the source.
             let empty = unread == 0 && source() == Some(0);
             if read >= goal || empty || !reading.goes_on(read as usize).await {
@@ -549,34 +562,22 @@ impl Drop for Task {
 async fn open_sink(name: &str, target: &Target, deadline: Instant) -> Result<End> {
     let (path, opened) = match target {
         Target::Path(path) => (path, fifo::open_output(path, deadline).await),
-        Target::File(path) => (path, append_to(path)),
+        Target::File(path) => (path, fifo::append_to(path, deadline).await),
         Target::None | Target::Logger(_) => {
             return Err(Error::invalid(format!(
                 "{name}: a logger is for both outputs"
             )));
         }
     };
-    opened.and_then(End::sink).map_err(|e| {
-        let kind = match e.kind() {
-            io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
-            _ => Kind::Unknown,
-        };
-        Error::new(kind, format!("open {name} {}: {e}", path.display()))
-    })
+    opened.map_err(|e| cannot_open(name, path, &e))
 }
 
-/// Opens a file to append to; makes it, and the directories above it.
-fn append_to(path: &Path) -> io::Result<OwnedFd> {
-    if let Some(parent) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(parent)?;
-    }
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o644);
-    options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
-    Ok(options.open(path)?.into())
+fn cannot_open(name: &str, path: &Path, cause: &io::Error) -> Error {
+    let kind = match cause.kind() {
+        io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
+        _ => Kind::Unknown,
+    };
+    Error::new(kind, format!("open {name} {}: {cause}", path.display()))
 }
 
 /// A pipe whose ends block: the read end, the write end.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use tokio::time::Instant;
 
 use super::copy::End;
 
@@ -23,8 +24,10 @@ pub(super) const LARGEST: usize = 256 << 10;
 const BUDGET: usize = 2 << 20;
 /// After so many transfers in a row that emptied a full pipe, it grows.
 const FULL_TRANSFERS: u32 = 8;
-/// When a stream has moved nothing for so long, its pipes shrink again.
+/// When a stream has moved fewer than `PAYS` bytes for so long, its pipes shrink again.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
+/// Bytes in `QUIET` from which on large pipes pay.
+const PAYS: usize = 8 << 20;
 /// Longest pause between attempts to shrink a pipe, which its reader has to empty first.
 pub(super) const SHRINK_PAUSE: Duration = Duration::from_secs(10);
 
@@ -41,6 +44,9 @@ pub(super) struct Sizes {
     smaller: usize,
     /// Full transfers in a row.
     full: u32,
+    /// Bytes moved since then.
+    moved: usize,
+    since: Instant,
 }
 
 /// One end, and what was done to it.
@@ -61,6 +67,8 @@ impl Sizes {
             }),
             smaller: 0,
             full: 0,
+            moved: 0,
+            since: Instant::now(),
         };
         sizes.measure();
         sizes
@@ -79,6 +87,7 @@ impl Sizes {
     /// A transfer moved so many bytes. If each of several moved all that the smaller pipe
     /// holds, the stream's writer is fast, and its reader keeps up: they grow.
     pub(super) fn transferred(&mut self, moved: usize) {
+        self.moved += moved;
         if moved < self.smaller {
             self.full = 0;
             return;
@@ -90,11 +99,25 @@ impl Sizes {
         }
     }
 
+    /// Whether it has not paid lately that the pipes are large.
+    pub(super) fn are_too_large(&mut self) -> bool {
+        if !self.are_grown() || self.since.elapsed() < QUIET {
+            return false;
+        }
+        self.since = Instant::now();
+        std::mem::take(&mut self.moved) < PAYS
+    }
+
     fn grow(&mut self) {
+        self.moved = 0;
+        self.since = Instant::now();
         let before = self.smaller;
         let wanted = before.saturating_mul(4).min(LARGEST);
-        for pipe in &mut self.ends {
-            pipe.grow(wanted);
+        let more: usize = self.ends.iter().map(|pipe| pipe.lacks(wanted)).sum();
+        if GROWN.get() + more <= BUDGET {
+            // A large source is of no use, and cannot shrink, without a sink as large.
+            let [from, to] = &mut self.ends;
+            let _ = to.grow(wanted) && from.grow(wanted);
         }
         self.measure();
         if self.smaller <= before {
@@ -105,12 +128,25 @@ impl Sizes {
 
     /// Makes the pipes as small as they were. False: one holds too much for that now.
     pub(super) fn shrink(&mut self) -> bool {
-        for pipe in &mut self.ends {
-            pipe.shrink();
-        }
+        let [from, to] = &mut self.ends;
+        // The source first: only a large sink can take all that it holds.
+        let _ = from.shrink() && to.shrink();
         self.full = 0;
         self.measure();
         !self.are_grown()
+    }
+
+    /// Whether [`Sizes::shrink`] would do something, once a transfer has moved all that the
+    /// source holds. A writer that is faster than the reader fills whatever room it gets,
+    /// so that only this makes the source empty enough.
+    pub(super) fn can_shrink(&self) -> bool {
+        let [from, to] = &self.ends;
+        let unread = to.end.unread();
+        match (from.grown, to.grown) {
+            (Some(_), _) => size(&to.end).is_none_or(|size| unread + from.end.unread() <= size),
+            (None, Some((before, _))) => unread <= before,
+            (None, None) => true,
+        }
     }
 
     fn measure(&mut self) {
@@ -121,36 +157,45 @@ impl Sizes {
 
 impl Drop for Sizes {
     fn drop(&mut self) {
-        self.shrink();
-        // What still is large goes with its last end.
         for pipe in &mut self.ends {
+            pipe.shrink();
+            // What still is large goes with its last end.
             pipe.forget();
         }
     }
 }
 
 impl Pipe {
-    fn grow(&mut self, wanted: usize) {
-        let Some(current) = size(&self.end).filter(|size| *size < wanted) else {
-            return;
-        };
-        let grown = GROWN.get() + (wanted - current);
-        // Refused (EPERM) means as fast as before.
-        if self.grown.is_none() && grown <= BUDGET && resize(&self.end, wanted).is_ok() {
-            self.grown = Some((current, wanted));
-            GROWN.set(grown);
-        }
+    /// How many bytes larger it would have to be.
+    fn lacks(&self, wanted: usize) -> usize {
+        size(&self.end).map_or(0, |size| wanted.saturating_sub(size))
     }
 
-    fn shrink(&mut self) {
+    /// False: it stays as it is.
+    fn grow(&mut self, wanted: usize) -> bool {
+        let Some(current) = size(&self.end).filter(|size| *size < wanted) else {
+            return true;
+        };
+        // Refused (EPERM) means as fast as before.
+        if self.grown.is_some() || resize(&self.end, wanted).is_err() {
+            return false;
+        }
+        self.grown = Some((current, wanted));
+        GROWN.set(GROWN.get() + (wanted - current));
+        true
+    }
+
+    /// False: it stays as it is for now.
+    fn shrink(&mut self) -> bool {
         let Some((before, since)) = self.grown else {
-            return;
+            return true;
         };
         // Another size is not ours: the client chose it.
         if size(&self.end) == Some(since) && resize(&self.end, before) == Err(Errno::EBUSY) {
-            return;
+            return false;
         }
         self.forget();
+        true
     }
 
     fn forget(&mut self) {

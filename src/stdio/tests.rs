@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::thread;
 
@@ -73,6 +73,7 @@ fn owner(reaper: &Reaper) -> Owner<'_> {
     Owner {
         namespace: "ns",
         container_id: "id",
+        bundle: Path::new("/tmp"),
         uid: 0,
         gid: 0,
         reaper,
@@ -435,7 +436,7 @@ fn what_cannot_be_opened_says_why_and_leaves_nothing() {
                 ),
                 (
                     client.stdio("in", "out", "err"),
-                    ": it got no reader",
+                    ": no reader within 30 s",
                     Kind::DeadlineExceeded,
                 ),
                 (
@@ -689,10 +690,18 @@ async fn open_terminal(client: &Client, reaper: &Reaper) -> (Streams, File) {
         stderr: "nonsense://".into(),
         ..client.stdio("in", "out", "")
     };
-    let mut opened = open(&stdio, &owner(reaper)).await.unwrap();
+    // Longer than what the kernel takes for a socket's path.
+    let bundle = client.path(&"b".repeat(150));
+    fs::create_dir_all(&bundle).unwrap();
+    let owner = Owner {
+        bundle: &bundle,
+        ..owner(reaper)
+    };
+    let mut opened = open(&stdio, &owner).await.unwrap();
     assert!(!opened.give_to(&mut Command::new("true")).unwrap());
     let socket = opened.console_socket().unwrap().to_owned();
-    let parent = socket.parent().unwrap().to_owned();
+    let parent = fs::canonicalize(socket.parent().unwrap()).unwrap();
+    assert_eq!(parent.parent(), Some(&*bundle));
     assert_eq!(
         fs::metadata(&parent).unwrap().permissions().mode() & 0o777,
         0o700
@@ -702,6 +711,24 @@ async fn open_terminal(client: &Client, reaper: &Reaper) -> (Streams, File) {
     let streams = opened.start().await.unwrap();
     assert!(!parent.exists());
     (streams, slave)
+}
+
+#[test]
+fn console_socket_falls_back_to_a_temporary_directory() {
+    serve(async |reaper| {
+        let stdio = Stdio {
+            terminal: true,
+            ..Stdio::default()
+        };
+        let owner = Owner {
+            bundle: Path::new("/proc/no-such-bundle"),
+            ..owner(&reaper)
+        };
+        let opened = open(&stdio, &owner).await.unwrap();
+        let (master, slave) = raw_pty();
+        hand_over(opened.console_socket().unwrap(), master);
+        drop((opened.start().await.unwrap(), slave));
+    });
 }
 
 #[test]
@@ -826,6 +853,7 @@ fn a_terminal_that_does_not_come_is_an_error() {
             for (sent, text) in [(false, "sent no terminal"), (true, "is no terminal")] {
                 let opened = open(&stdio, &owner(&reaper)).await.unwrap();
                 let socket = opened.console_socket().unwrap().to_owned();
+                let parent = fs::canonicalize(socket.parent().unwrap()).unwrap();
                 if sent {
                     hand_over(&socket, null().unwrap());
                 }
@@ -834,7 +862,7 @@ fn a_terminal_that_does_not_come_is_an_error() {
                     error.contains("receive from console socket") && error.contains(text),
                     "{error}"
                 );
-                assert!(!socket.parent().unwrap().exists());
+                assert!(!parent.exists());
                 settled(&before).await;
             }
         },

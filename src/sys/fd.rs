@@ -1,12 +1,13 @@
 //! Descriptors: what `nix` does not offer, or not with owned descriptors.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
@@ -185,9 +186,39 @@ pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (Owned
 }
 
 /// As [`watch`], until the result is dropped; `fd` stays open as long as others have it.
-pub fn watch_shared(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<OwnedFd>>> {
+pub fn watch_shared(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: an `OwnedFd` means one descriptor, and it is open while the result has it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// A handle (`O_PATH`) of what `path` leads to, its file type and its device number, if
+/// the kernel can tell without asking a disk or another machine; else an error. Needs
+/// Linux 5.12.
+pub fn find_cached(path: &Path) -> io::Result<(File, u32, u64)> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all-zero values of these two structures are valid.
+    let (mut how, mut stat): (libc::open_how, libc::statx) = unsafe { std::mem::zeroed() };
+    how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_CACHED;
+    // SAFETY: `path` ends with NUL, `how` has the size that is given, and both outlive the
+    // call, which returns a new descriptor or -1.
+    let fd = unsafe {
+        let size = size_of::<libc::open_how>();
+        libc::syscall(libc::SYS_openat2, libc::AT_FDCWD, path.as_ptr(), &how, size)
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+    let handle = unsafe { File::from_raw_fd(fd as i32) };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    let fd = handle.as_raw_fd();
+    // SAFETY: the path is empty, and the call fills `stat` only.
+    if unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, &mut stat) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let device = libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
+    Ok((handle, stat.stx_mode as u32, device))
 }
 
 #[cfg(test)]

@@ -20,9 +20,10 @@ use super::process::Process;
 use super::state::{ExecOp, Op, Refusal, State, step, step_exec};
 use super::{Reserved, Shared, check_name};
 use crate::blocking;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, Spec};
 use crate::cancel::Cancel;
-use crate::cgroup::{Cgroup, Stats};
+use crate::cgroup::{Cgroup, Plan, Planned, Stats};
+use crate::descriptors;
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Event;
 use crate::mount::{Mount, mount_all, unmount_all};
@@ -43,7 +44,8 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// unmounting.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two tries to thaw what was killed, while another may be freezing it.
+/// Between the first two tries to thaw what was killed, while another may be freezing it;
+/// each later pause is twice as long.
 const THAW_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the files of statistics stay open for a client that asks more often than that.
@@ -52,6 +54,9 @@ const STATS_BURST: Duration = Duration::from_secs(1);
 /// Of how many containers at a time: each has about thirty files, and the server no more
 /// than 1024 descriptors where containerd has raised no limit.
 const STATS_BURSTS: usize = 8;
+
+/// Files of statistics that one container keeps open, at most.
+const STATS_FILES: u64 = 40;
 
 /// What Create asks for.
 pub struct Create {
@@ -127,6 +132,8 @@ pub struct Container {
     /// The shim mounted the rootfs, so it unmounts it.
     mounted: bool,
     shares_pids: bool,
+    /// The cgroup that `config.json` asks for.
+    cgroups_path: String,
     checkpoint: Option<String>,
     cgroup: RefCell<Option<Rc<Cgroup>>>,
     stats_asked: Cell<Option<Instant>>,
@@ -151,11 +158,13 @@ impl Container {
     ) -> Result<Rc<Container>> {
         let mounted = !create.rootfs.is_empty();
         let rootfs = create.bundle.rootfs();
-        let shares_pids = prepare_bundle(&create, cancel).await?;
+        let spec = prepare_bundle(&create, cancel).await?;
+        let cgroups_path = &spec.linux.cgroups_path;
+        Planned::check_alone(plan(&create.id, cgroups_path, &create.options))?;
         if mounted {
             mount_rootfs(&shared, &create, cancel, reserved).await?;
         }
-        let made = Self::make(shared, create, mounted, shares_pids, cancel).await;
+        let made = Self::make(shared, create, spec, cancel).await;
         if made.is_err() && mounted {
             undo_mounts(None, rootfs, reserved).await;
         }
@@ -166,8 +175,7 @@ impl Container {
     async fn make(
         shared: Rc<Shared>,
         create: Create,
-        mounted: bool,
-        shares_pids: bool,
+        spec: Spec,
         cancel: &Cancel,
     ) -> Result<Rc<Container>> {
         let container = Rc::new(Container {
@@ -178,8 +186,9 @@ impl Container {
                 create.bundle.path(),
             ),
             shared,
-            mounted,
-            shares_pids,
+            mounted: !create.rootfs.is_empty(),
+            shares_pids: !spec.has_private_pid_namespace(),
+            cgroups_path: spec.linux.cgroups_path,
             bundle: create.bundle,
             options: create.options,
             checkpoint: create.checkpoint,
@@ -216,22 +225,60 @@ impl Container {
     /// the runtime is left without the container.
     async fn begin(&self, cancel: &Cancel) -> Result<Exited> {
         let _learning = self.shared.reaper.learning();
-        let owner = self.shared.owner(&self.init.id, &self.options);
-        let opened = cancel.unless(stdio::open(&self.init.stdio, &owner)).await;
-        let io = opened.unwrap_or_else(|cause| Err(Error::from(cause).within("open stdio")))?;
+        let io = self.open_stdio(&self.init, cancel).await?;
         let begun = self.begin_with(io, cancel).await;
-        if begun.is_err() && self.runtime.state_dir(&self.init.id).exists() {
-            let limit = Cancel::after(UNDO_TIMEOUT);
-            let undone = self.runtime.kill_and_delete(&self.init.id, &limit).await;
-            undone.unwrap_or_else(|e| log::error!("undo create of {}: {e}", self.init.id));
+        if begun.is_err() {
+            self.undo_begin().await;
         }
         begun
+    }
+
+    /// Removes what the runtime has made, however far it came: its state, and a cgroup that
+    /// it may not know of any more.
+    async fn undo_begin(&self) {
+        let id = &self.init.id;
+        if self.runtime.state_dir(id).exists() {
+            let limit = Cancel::after(UNDO_TIMEOUT);
+            let undone = self.runtime.kill_and_delete(id, &limit).await;
+            // A runtime that was killed may have left a directory that it takes for nothing.
+            let left = || Error::unknown("delete left the state");
+            let undone = match self.runtime.state_dir(id).exists() {
+                true => {
+                    let error = undone.err().unwrap_or_else(left);
+                    self.runtime.forget_unreadable(id, error).await
+                }
+                false => undone,
+            };
+            undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+        }
+        let undone = self.remove_planned_cgroup().await;
+        undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+    }
+
+    /// Kills what is in the cgroup that `config.json` asks for, and removes it.
+    async fn remove_planned_cgroup(&self) -> Result<()> {
+        let cgroup = Planned::find(plan(&self.init.id, &self.cgroups_path, &self.options))?;
+        let killed = match cgroup.exists() {
+            true => cgroup.kill(UNDO_TIMEOUT).await,
+            false => return Ok(()),
+        };
+        killed.and(cgroup.remove(UNDO_TIMEOUT).await)
+    }
+
+    /// Opens a process's stdio, and copies its output from now on: the runtime may write more
+    /// to it than a pipe holds.
+    async fn open_stdio(&self, process: &Process, cancel: &Cancel) -> Result<Opened> {
+        let (id, shared) = (&self.init.id, &self.shared);
+        let owner = shared.owner(id, &self.bundle, &self.options);
+        let opened = cancel.unless(stdio::open(&process.stdio, &owner)).await;
+        let mut opened = opened.unwrap_or_else(|c| Err(Error::from(c).within("open stdio")))?;
+        opened.copy_early()?;
+        Ok(opened)
     }
 
     async fn begin_with(&self, mut io: Opened, cancel: &Cancel) -> Result<Exited> {
         let pid_file = self.bundle.init_pid_file();
         let id = &self.init.id;
-        io.copy_early()?;
         let pid = match &self.checkpoint {
             None => self.runtime.create(id, &pid_file, &mut io, cancel).await?,
             Some(image) => self.restore(image, &pid_file, &mut io, cancel).await?,
@@ -251,7 +298,7 @@ impl Container {
     fn find_cgroup(&self, pid: i32) {
         let cgroup = match Cgroup::of(pid) {
             // What goes on from a checkpoint is many processes.
-            Ok(cgroup) if self.checkpoint.is_some() || cgroup.has_only(pid) => Some(cgroup),
+            Ok(cgroup) if self.checkpoint.is_some() || !cgroup.has_others(pid) => Some(cgroup),
             Ok(_) => {
                 log::warn!("the cgroup of {} has others in it", self.init.id);
                 None
@@ -427,21 +474,12 @@ impl Container {
     }
 
     async fn launch(&self, exec: &Exec, cancel: &Cancel) -> Result<Exited> {
-        let owner = self.shared.owner(&self.init.id, &self.options);
-        let opened = cancel
-            .unless(stdio::open(&exec.process.stdio, &owner))
-            .await;
-        let mut io = opened.unwrap_or_else(|cause| Err(Error::from(cause).within("open stdio")))?;
-        io.copy_early()?;
+        let mut io = self.open_stdio(&exec.process, cancel).await?;
         let id = &self.init.id;
         let pid = self.runtime.exec(id, &exec.spec, &mut io, cancel).await?;
         let (child, exited) = adopt(&self.shared, pid)?;
-        match cancel
-            .unless(io.start())
-            .await
-            .map_err(Error::from)
-            .flatten()
-        {
+        let started = cancel.unless(io.start()).await;
+        match started.map_err(Error::from).flatten() {
             Ok(streams) => {
                 exec.process.began(child, streams);
                 Ok(exited)
@@ -609,11 +647,13 @@ impl Container {
         let container = self.clone();
         spawn_local(async move {
             let deadline = Instant::now() + KILL_TIMEOUT;
-            while timeout(THAW_PAUSE, container.init.wait()).await.is_err() {
+            let mut pause = THAW_PAUSE;
+            while timeout(pause, container.init.wait()).await.is_err() {
                 if Instant::now() >= deadline {
                     return;
                 }
                 container.thaw().await;
+                pause *= 2;
             }
         });
     }
@@ -683,7 +723,11 @@ impl Container {
         let paused = self.runtime.pause(&self.init.id, cancel).await;
         self.pausing.set(false);
         if paused.is_err() && cancel.is_expired() {
-            // It may have frozen the container before it was killed.
+            // It may have frozen the container before it was killed, and youki believes its
+            // own record of that.
+            let limit = Cancel::after(TURN_TIMEOUT);
+            let resumed = self.runtime.resume(&self.init.id, &limit).await;
+            log::debug!("undo pause of {}: {resumed:?}", self.init.id);
             self.thaw().await;
         }
         paused?;
@@ -801,7 +845,11 @@ impl Container {
         let before = self.stats_asked.replace(Some(Instant::now()));
         let again = before.is_some_and(|at| at.elapsed() < STATS_BURST);
         let bursts = &self.shared.stats_bursts;
-        if again && Rc::strong_count(bursts) <= STATS_BURSTS && cgroup.keep_open() {
+        if again
+            && Rc::strong_count(bursts) <= STATS_BURSTS
+            && descriptors::suffice_for(STATS_FILES)
+            && cgroup.keep_open()
+        {
             let (cgroup, burst) = (Rc::downgrade(&cgroup), bursts.clone());
             spawn_local(async move {
                 sleep(STATS_BURST).await;
@@ -931,9 +979,18 @@ const SIGKILL: u32 = nix::sys::signal::Signal::SIGKILL as u32;
 /// The status of what SIGKILL ended.
 const KILLED: u32 = 128 + SIGKILL;
 
-/// Writes what the bundle is to hold, and reads what it holds: whether the container
-/// shares its pid namespace.
-async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<bool> {
+/// What asks for the cgroup of container `id`.
+fn plan<'a>(id: &'a str, cgroups_path: &'a str, options: &'a Options) -> Plan<'a> {
+    Plan {
+        cgroups_path,
+        id,
+        systemd: options.systemd_cgroup,
+        shim_cgroup: &options.shim_cgroup,
+    }
+}
+
+/// Writes what the bundle is to hold, and reads `config.json`.
+async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<Spec> {
     let (bundle, options) = (create.bundle.clone(), create.options.clone());
     let makes_rootfs = !create.rootfs.is_empty();
     let prepare = move || {
@@ -941,7 +998,7 @@ async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<bool> {
         if makes_rootfs {
             bundle.make_rootfs()?;
         }
-        Ok(!bundle.spec()?.has_private_pid_namespace())
+        bundle.spec()
     };
     let prepared = cancel.unless(blocking::run(prepare)).await;
     let prepared = prepared.map_err(Error::from).flatten();

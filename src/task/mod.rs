@@ -19,6 +19,7 @@ pub use crate::runtime::Checkpoint;
 pub use container::{Container, Create, Deleted, Member, Status};
 pub use state::State;
 
+use crate::bundle::Bundle;
 use crate::cancel::{Cancel, Cause};
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
@@ -43,10 +44,16 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn owner<'a>(&'a self, container_id: &'a str, options: &Options) -> Owner<'a> {
+    fn owner<'a>(
+        &'a self,
+        container_id: &'a str,
+        bundle: &'a Bundle,
+        options: &Options,
+    ) -> Owner<'a> {
         Owner {
             namespace: &self.namespace,
             container_id,
+            bundle: bundle.path(),
             uid: options.io_uid,
             gid: options.io_gid,
             reaper: &self.reaper,

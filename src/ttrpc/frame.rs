@@ -201,6 +201,10 @@ impl Received {
         decoded.map_err(|e| Error::invalid(format!("unmarshal request: {e}")))?;
         body.truncate(payload.end);
         body.drain(..payload.start);
+        if body.capacity() > 2 * body.len() {
+            // It may wait for long: not with the room that metadata took.
+            body.shrink_to_fit();
+        }
         received.payload = body;
         Ok(received)
     }
@@ -368,6 +372,21 @@ mod tests {
         let body = request.write_to_bytes().unwrap();
         assert_eq!(Received::decode(body), Ok(received));
         assert_eq!(Received::decode(vec![]), Ok(Received::default()));
+    }
+
+    #[test]
+    fn a_payload_does_not_keep_the_room_of_metadata() {
+        let long = ttrpc::proto::KeyValue {
+            value: "v".repeat(1 << 20),
+            ..Default::default()
+        };
+        let request = Request {
+            metadata: vec![long],
+            ..sample()
+        };
+        let received = Received::decode(request.write_to_bytes().unwrap()).unwrap();
+        assert_eq!(received.payload, [7, 8]);
+        assert!(received.payload.capacity() < 100);
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub const MAX_CALLS: usize = 4096;
 /// Requests that wait on one connection, equal ones included; 4 bytes each.
 pub const MAX_REQUESTS: usize = 1 << 16;
 
+/// Bytes of the payload of such a call: that of a Wait is two ids.
+pub const MAX_PAYLOAD: usize = 4096;
+
 /// Equal calls, without a deadline: number 0. A call with one: the number of its request.
 type Key = (Rc<Call>, u32);
 

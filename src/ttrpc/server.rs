@@ -25,10 +25,10 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, error, warn};
 use nix::errno::Errno;
@@ -36,23 +36,26 @@ use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{getegid, geteuid};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::{JoinSet, spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 
 use super::frame::{self, Frame, Reader, Received};
-use super::parked::Parked;
+use super::parked::{self, Parked};
 use crate::descriptors;
 use crate::error::{Context as _, Error, Kind, Result};
 
-/// Requests taken from one connection in a row; then the others have their turn.
+/// Requests taken from one connection in a row; then the others have their turn. So they
+/// have when those took [`TURN`].
 const REQUESTS_PER_TURN: usize = 4;
+const TURN: Duration = Duration::from_millis(1);
 
 /// Answers to parked requests that are made in a row; then the others have their turn.
 const ANSWERS_PER_TURN: usize = 64;
 
-/// Requests of one connection that are under way, without those that are parked. The
-/// next one is read when one of them is done.
+/// Requests of one connection that are under way, without those that are parked, and the
+/// bytes of their payloads. Beyond either the next one is read when one of them is done.
 const MAX_RUNNING: usize = 1024;
+const MAX_RUNNING_BYTES: usize = 8 << 20;
 
 /// How long to leave the listener alone when it cannot accept: descriptors become
 /// free anywhere in the system, which no event tells.
@@ -71,7 +74,7 @@ pub struct Call {
 
 /// Answers one request. The server drops the future when its deadline passes (and answers
 /// DeadlineExceeded) or its client goes away: work that must not be cut short is spawned.
-pub type Handler = Rc<dyn Fn(Call) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>>;
+pub type Handler = Rc<dyn Fn(Rc<Call>) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>>;
 
 /// Whether a call waits for an event, maybe for ever, and changes nothing: equal ones may
 /// share one answer, and any number of them may wait.
@@ -286,8 +289,10 @@ struct Connection {
     reader: Reader,
     /// Ids only grow.
     last_id: u32,
-    /// By request id. Dropping it aborts them.
-    running: JoinSet<(u32, Finished)>,
+    /// By request id, with the size of the request. Dropping it aborts them.
+    running: JoinSet<(u32, usize, Finished)>,
+    /// Bytes of the requests in `running`.
+    running_bytes: usize,
     parked: Parked,
     outbox: Outbox,
     /// What of [`Server::pending`] is ours.
@@ -303,6 +308,7 @@ impl Connection {
             reader: Reader::of_requests(),
             last_id: 0,
             running: JoinSet::new(),
+            running_bytes: 0,
             parked: Parked::default(),
             outbox: Outbox::default(),
             pending: (0, 0),
@@ -322,7 +328,8 @@ impl Connection {
 
     /// Ready when the client is gone, or must go.
     fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        for _ in 0..REQUESTS_PER_TURN {
+        let begun = Instant::now();
+        for taken in 0..REQUESTS_PER_TURN {
             self.collect(cx);
             if let Poll::Ready(Err(e)) = self.outbox.poll_write(&self.stream, cx) {
                 return Poll::Ready(gone(e));
@@ -331,10 +338,10 @@ impl Connection {
             if !self.outbox.is_empty() {
                 return Poll::Pending;
             }
-            if self.parked.has_answers() {
+            if self.parked.has_answers() || (taken > 0 && begun.elapsed() > TURN) {
                 break;
             }
-            if self.running.len() >= MAX_RUNNING {
+            if self.running.len() >= MAX_RUNNING || self.running_bytes > MAX_RUNNING_BYTES {
                 return Poll::Pending;
             }
             match ready!(self.reader.poll_frame(&self.stream, cx)) {
@@ -343,7 +350,8 @@ impl Connection {
                 Err(e) => return Poll::Ready(gone(e)),
             }
         }
-        cx.waker().wake_by_ref();
+        // Goes on once the sockets have been looked at: others may have become readable.
+        let _ = pin!(yield_now()).poll(cx);
         Poll::Pending
     }
 
@@ -351,7 +359,10 @@ impl Connection {
     fn collect(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(done)) = self.running.poll_join_next(cx) {
             match done {
-                Ok((id, mut finished)) => self.answer(id, finished.take()),
+                Ok((id, size, mut finished)) => {
+                    self.running_bytes -= size;
+                    self.answer(id, finished.take());
+                }
                 // Not in the handler, that is caught: when its future was dropped.
                 Err(e) => error!("ttrpc request: {e}"),
             }
@@ -401,6 +412,15 @@ impl Connection {
             payload: received.payload,
         };
         let parks = (self.server.parks)(&call);
+        let size = call.payload.len();
+        if parks && size > parked::MAX_PAYLOAD {
+            let text = format!(
+                "{}: {size} bytes, and {} at most",
+                call.method,
+                parked::MAX_PAYLOAD
+            );
+            return self.answer(id, Err(Error::invalid(text)));
+        }
         let call = Rc::new(call);
         if parks && deadline == 0 && self.parked.join(&call, id) {
             return;
@@ -410,7 +430,9 @@ impl Connection {
             Poll::Ready(mut finished) => self.answer(id, finished.take()),
             Poll::Pending if parks => self.parked.park(call, id, work, deadline == 0),
             Poll::Pending => {
-                self.running.spawn_local(async move { (id, work.await) });
+                self.running_bytes += size;
+                self.running
+                    .spawn_local(async move { (id, size, work.await) });
             }
         }
     }
@@ -461,7 +483,7 @@ async fn work(server: Rc<Server>, deadline: u64, call: Rc<Call>) -> Finished {
 }
 
 /// The handler's answer; a panic in it becomes an error.
-async fn unless_it_panics(handler: &Handler, call: &Call) -> Result<Vec<u8>> {
+async fn unless_it_panics(handler: &Handler, call: &Rc<Call>) -> Result<Vec<u8>> {
     // What a handler leaves behind is the business of those who own the state: a
     // `RefCell` that was borrowed is released as the panic unwinds.
     let caught = match catch_unwind(AssertUnwindSafe(|| handler(call.clone()))) {
@@ -563,14 +585,13 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parked;
     use super::*;
     use crate::proto::Message;
     use crate::ttrpc::client::{Client, Failure};
     use std::future::pending;
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::task::{LocalSet, yield_now};
+    use tokio::task::LocalSet;
     use ttrpc::proto::{MESSAGE_LENGTH_MAX, Request, Response};
 
     /// Only there so that a test that would hang fails.
@@ -609,7 +630,7 @@ mod tests {
             let seen = Rc::new(Seen::default());
             let handler = {
                 let seen = seen.clone();
-                Rc::new(move |call: Call| {
+                Rc::new(move |call: Rc<Call>| {
                     if call.method == "PanicAtOnce" {
                         panic!("at once");
                     }
@@ -637,15 +658,15 @@ mod tests {
         call.method == "Park"
     }
 
-    async fn handle(call: Call, seen: Rc<Seen>) -> Result<Vec<u8>> {
+    async fn handle(call: Rc<Call>, seen: Rc<Seen>) -> Result<Vec<u8>> {
         seen.calls.set(seen.calls.get() + 1);
         match call.method.as_str() {
             "Echo" => {
                 seen.answered.notify_one();
-                Ok(call.payload)
+                Ok(call.payload.clone())
             }
             "Big" => Ok(vec![1; 16 << 10]),
-            "Fail" => Err(Error::not_found(call.service)),
+            "Fail" => Err(Error::not_found(&call.service)),
             "Panic" => {
                 yield_now().await;
                 panic!("later")
@@ -654,7 +675,7 @@ mod tests {
                 seen.hanging.set(seen.hanging.get() + 1);
                 let _hanging = Hanging(seen.clone());
                 seen.go.notified().await;
-                Ok(call.payload)
+                Ok(call.payload.clone())
             }
             "Hang" => {
                 seen.hanging.set(seen.hanging.get() + 1);
@@ -939,6 +960,39 @@ mod tests {
             assert_eq!(answer(&mut stream).await.0, 1);
             let last = 2 * MAX_RUNNING as u32 + 1;
             assert_eq!(answer(&mut stream).await, (last, Ok(vec![])));
+        });
+    }
+
+    #[test]
+    fn requests_beyond_the_bytes_in_flight_are_left_unread() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let long = |timeout_nano| Request {
+                method: "Hang".into(),
+                payload: vec![0; 3 << 20],
+                timeout_nano,
+                ..Default::default()
+            };
+            for (id, timeout_nano) in [(1, 1_000_000_000), (3, 0), (5, 0)] {
+                let long = frame::request(id, &long(timeout_nano)).unwrap();
+                stream.write_all(&long).await.unwrap();
+            }
+            stream.write_all(&request(7, "Echo", b"")).await.unwrap();
+            assert_eq!(answer(&mut stream).await.0, 1);
+            assert_eq!(answer(&mut stream).await, (7, Ok(vec![])));
+        });
+    }
+
+    #[test]
+    fn a_parked_request_is_short() {
+        with_server(|f| async move {
+            let mut stream = f.raw().await;
+            let long = vec![0; parked::MAX_PAYLOAD + 1];
+            stream.write_all(&request(1, "Park", &long)).await.unwrap();
+            let (id, refused) = answer(&mut stream).await;
+            let kind = refused.unwrap_err().kind();
+            assert_eq!((id, kind), (1, Kind::InvalidArgument));
+            assert_eq!(f.seen.calls.get(), 0);
         });
     }
 

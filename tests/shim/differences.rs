@@ -159,6 +159,10 @@ const DEAD: &str = "Go accesses the file system before it unmounts it";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
 
 const JOINED: &str = "Go answers with its own version, not with that of the server it found";
+const SHARED: &str = "the runtime kills every process in the cgroup, also those of others";
+const BY_CGROUP: &str = "the runtime knows only the processes in its cgroup";
+const LEFT_OVER: &str = "Go knows only what the runtime has kept state of";
+const UNREADABLE: &str = "Go leaves it to the runtime, which cannot read its own state";
 const YOUKI_CALLS: &str = "youki itself needs memfd_create and clone3";
 
 const TABLE: &[Difference] = &[
@@ -198,10 +202,10 @@ const TABLE: &[Difference] = &[
         "delete_after_a_delete_needs_no_runtime",
         "Go always runs `delete --force`",
     ),
-    depends(
+    fails(
         GO,
         "other_signals_do_not_end_the_shim",
-        "SIGHUP ends Go's shim, unless it was ignored before",
+        "SIGHUP and SIGQUIT end Go's shim",
     ),
     // options
     fails(
@@ -636,6 +640,62 @@ const TABLE: &[Difference] = &[
         "server_is_as_small_after_many_execs_as_before",
         "Go keeps its threads",
     ),
+    // server limits
+    fails(
+        GO,
+        "processes_have_the_default_actions_of_signals",
+        "Go passes on what its parent ignored",
+    ),
+    fails(
+        GO,
+        "state_of_the_server_is_logged_on_sigusr1",
+        "Go logs its stacks, or nothing",
+    ),
+    fails(
+        GO,
+        "parked_waits_cost_little_memory",
+        "Go has a goroutine for each",
+    ),
+    fails(
+        GO,
+        "metadata_costs_neither_time_nor_memory",
+        "Go decodes all of it, whatever that takes",
+    ),
+    fails(
+        GO,
+        "a_million_mounts_are_refused",
+        "Go decodes all of it, whatever that takes",
+    ),
+    fails(
+        GO,
+        "clients_that_do_not_read_hold_up_no_other",
+        "Go goes on reading and answering",
+    ),
+    fails(
+        GO,
+        "a_negative_timeout_has_passed",
+        "Go's handlers do not look at the deadline",
+    ),
+    fails(
+        GO1,
+        "server_ends_soon_when_nobody_listens_for_its_events",
+        "1.x calls that a failure, by its exit code",
+    ),
+    fails(
+        GO,
+        "what_ends_processes_works_without_descriptors_for_new_ones",
+        "Go keeps no descriptors in reserve",
+    ),
+    fails(
+        &[Go16],
+        "soft_limit_of_descriptors_is_raised_for_the_server_only",
+        "Go passes the raised limit on, if it was built with a Go before 1.21",
+    ),
+    fails(
+        GO,
+        "server_without_client_and_container_ends",
+        "Go's stays for ever",
+    ),
     // an environment that lacks something
     fails(
         GO1,
@@ -670,6 +730,36 @@ const TABLE: &[Difference] = &[
         JOINED,
     ),
     fails(&[Go2], "server_that_hangs_is_joined", GROUP),
+    fails(
+        GO,
+        "container_is_deleted_though_the_runtimes_state_is_empty",
+        UNREADABLE,
+    ),
+    fails(
+        GO,
+        "dead_shims_container_is_deleted_though_the_runtimes_state_is_empty",
+        UNREADABLE,
+    ),
+    fails(
+        GO,
+        "delete_ends_in_time_though_the_runtime_hangs_and_the_rootfs_is_busy",
+        "Go's delete waits for the runtime without a limit",
+    ),
+    fails(
+        GO,
+        "delete_does_not_report_a_container_that_lives_on_as_killed",
+        "Go answers 137 whatever became of the container",
+    ),
+    fails(
+        GO,
+        "no_process_or_thread_can_be_started",
+        "Go kills by the runtime, which cannot be started",
+    ),
+    fails(
+        GO,
+        "fuse_helper_goes_with_a_killed_server",
+        "Go's helpers outlive it",
+    ),
     fails_with("youki", ALL, "memory_files_are_refused", YOUKI_CALLS),
     fails_with("youki", ALL, "memory_files_are_unknown", YOUKI_CALLS),
     fails_with(
@@ -679,6 +769,65 @@ const TABLE: &[Difference] = &[
         YOUKI_CALLS,
     ),
     fails_with("youki", ALL, "sandbox_refuses_all_newer_calls", YOUKI_CALLS),
+    fails_with(
+        "crun",
+        GO,
+        "sandbox_refuses_all_newer_calls",
+        "crun kills nobody where pidfd_open fails with EPERM, and Go leaves that to it",
+    ),
+    // cgroups that are not the container's alone, frozen, or left over
+    fails(GO, "container_in_the_shims_cgroup_is_refused", SHARED),
+    fails(
+        GO,
+        "others_that_were_in_the_cgroup_before_are_spared",
+        SHARED,
+    ),
+    fails(
+        GO,
+        "shim_that_is_moved_into_the_containers_cgroup_survives",
+        SHARED,
+    ),
+    fails(GO, "container_without_cgroups_is_killed_alone", BY_CGROUP),
+    fails(GO, "descendants_are_killed_without_cgroups", BY_CGROUP),
+    fails(GO, "signal_to_all_reaches_no_others", BY_CGROUP),
+    fails(
+        GO,
+        "exec_that_left_the_cgroup_does_not_hold_inits_exit",
+        BY_CGROUP,
+    ),
+    fails(GO, "pids_of_an_init_that_left_its_cgroup", BY_CGROUP),
+    fails(
+        GO,
+        "pids_of_many_and_deep_cgroups_are_answered",
+        "the runtime goes by paths, which may be too long",
+    ),
+    fails(
+        GO,
+        "frozen_cgroup_below_can_be_killed",
+        "the runtime thaws the container's cgroup only",
+    ),
+    fails_with("youki", ALL, "frozen_cgroup_below_can_be_killed", BELOW),
+    fails(
+        GO,
+        "container_is_killed_while_the_runtime_pauses_it",
+        "Kill waits for the runtime",
+    ),
+    fails(
+        GO,
+        "paused_container_is_killed_while_the_runtime_hangs",
+        "Kill waits for the runtime",
+    ),
+    fails(
+        GO,
+        "delete_kills_a_paused_container_while_the_runtime_hangs",
+        "Go waits for the runtime, and kills nobody itself",
+    ),
+    fails(
+        GO,
+        "cgroup_of_a_create_that_was_cut_short_is_removed",
+        LEFT_OVER,
+    ),
+    fails(GO, "empty_cgroup_without_a_container_is_removed", LEFT_OVER),
     // the command line
     fails(
         GO,

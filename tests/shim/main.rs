@@ -18,6 +18,7 @@ mod cases {
     mod exec;
     mod faults;
     mod grid;
+    mod isolation;
     mod kill;
     mod lifecycle;
     mod metrics;
@@ -30,6 +31,7 @@ mod cases {
     mod start;
     mod stdio;
     mod stdio_faults;
+    mod stdio_limits;
     mod times;
     mod unmount;
     mod userns;

@@ -3,14 +3,17 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use containerd_shim_rs_v2::proto::introspection::RuntimeInfo;
+use containerd_shim_rs_v2::proto::types::Status;
 use containerd_shim_rs_v2::proto::{Message, runc};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
+use crate::harness::machine::{cgroup_dirs, mounts_below};
 use crate::harness::seccomp::Denied;
 use crate::harness::*;
 
@@ -166,7 +169,170 @@ impl Drop for SmallDisk {
     }
 }
 
+/// As a crash or a full disk leaves it: the runtime's state of the container is empty.
+#[track_caller]
+fn empty_the_runtimes_state(d: &Daemon, c: &container::Container) -> PathBuf {
+    let dir = d.runtime_root().join(&d.namespace).join(&c.container);
+    let files = ["state.json", "status"].map(|name| dir.join(name));
+    let state = files.iter().find(|file| file.exists());
+    fs::write(state.expect("the runtime's state"), "").unwrap();
+    dir
+}
+
+/// A process whose working directory is the container's rootfs, until it is dropped.
+struct User(i32);
+
+impl User {
+    fn of(rootfs: &Path) -> User {
+        let mut command = Command::new("sleep");
+        User(process::spawn(command.arg("inf").current_dir(rootfs)).id() as i32)
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        process::signal(self.0, Signal::SIGKILL);
+    }
+}
+
+/// `delete` succeeded and the container has ended, or it failed and says that it has not.
+#[track_caller]
+fn assert_tells_whether_it_lives(d: &Daemon, output: &process::Output, init: u32) {
+    let text = output.stderr_text();
+    if output.status == 0 {
+        d.eventually("init, which is reported as killed, ends", || {
+            !process::alive(init as i32)
+        });
+    } else {
+        assert!(
+            text.contains(&format!("process {init}, is still alive")),
+            "{text}"
+        );
+        assert!(process::alive(init as i32), "{text}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+/// Where a limit on processes and threads of `cgroup` is set.
+#[track_caller]
+fn pids_limit(cgroup: &str) -> PathBuf {
+    let mut files = cgroup_dirs(cgroup)
+        .into_iter()
+        .map(|dir| dir.join("pids.max"));
+    files
+        .find(|file| file.exists())
+        .expect("the controller of pids")
+}
+
+/// Lets the server of `c`, which is in `cgroup`, have no more threads and children than it
+/// has.
+#[track_caller]
+fn stop_forks(c: &container::Container, cgroup: &str) -> PathBuf {
+    let limit = pids_limit(cgroup);
+    // What ran for the last request is about to end.
+    let current = limit.with_file_name("pids.current");
+    let count = || fs::read_to_string(&current).unwrap();
+    c.daemon.eventually("only the server is left", || {
+        count().trim() == c.footprint().1.to_string()
+    });
+    fs::write(&limit, count()).unwrap();
+    limit
+}
+
 cases! {
+    fn no_process_or_thread_can_be_started(d) {
+        let cgroup = d.make_cgroup("server");
+        let in_cgroup = |id: &str| {
+            d.container(id, &["sleep", "inf"]).group("pod").options(|o| o.shim_cgroup = cgroup.clone())
+        };
+        let fifos = d.fifos("c");
+        let c = in_cgroup("c").stdio(fifos.stdio.clone()).run();
+        let stopped = in_cgroup("stopped").run();
+        let other_fifos = d.fifos("other");
+        let other = in_cgroup("other").stdio(other_fifos.stdio.clone()).shim();
+        let exec_fifos = d.fifos("e");
+        let e = c.exec_with("e", &["true"], &exec_fifos.stdio).unwrap();
+        let terminal = d.terminal("t");
+        let t = c.exec_with("t", &["true"], &terminal.stdio).unwrap();
+
+        let limit = stop_forks(&c, &cgroup);
+        for outcome in [other.create().map(drop), e.start().map(drop), t.start().map(drop), c.pause().map(drop), c.update(Some("{}")).map(drop)] {
+            let failure = outcome.unwrap_err();
+            assert!(failure.message.contains("Resource temporarily unavailable"), "{failure:?}");
+        }
+        assert_eq!((c.status(), e.status()), (Status::RUNNING, Status::CREATED));
+        c.pids().unwrap();
+        c.stats().unwrap();
+        let wait = c.wait_pending();
+        c.kill(9).unwrap();
+        assert_eq!(wait.wait().unwrap().exit_status, 128 + 9);
+        stopped.kill(9).unwrap();
+        assert_eq!(stopped.exit_status(), 128 + 9);
+        let failure = c.delete().unwrap_err();
+        assert!(failure.message.contains("Resource temporarily unavailable"), "{failure:?}");
+        assert_eq!(c.status(), Status::STOPPED);
+
+        fs::write(limit, "max").unwrap();
+        c.delete().unwrap();
+        other.create().unwrap();
+        other.start().unwrap();
+        other.end();
+        other.delete().unwrap();
+        stopped.finish();
+        c.assert_gone();
+    }
+
+    fn container_is_deleted_though_the_runtimes_state_is_empty(d) {
+        let c = d.running("c");
+        let state = empty_the_runtimes_state(d, &c);
+        c.end();
+        assert_eq!(c.delete().unwrap().exit_status, 128 + 9);
+        assert!(!state.exists(), "{state:?} is left");
+        assert_eq!(mounts_below(&c.bundle), Vec::<PathBuf>::new());
+        let _ = c.shutdown();
+        assert_eq!(c.shim_exit(), 0);
+    }
+
+    fn dead_shims_container_is_deleted_though_the_runtimes_state_is_empty(d) {
+        let c = d.running("c");
+        let state = empty_the_runtimes_state(d, &c);
+        c.end();
+        c.kill_shim();
+        assert_eq!(d.delete("c").exit_status, 128 + 9);
+        assert!(!state.exists(), "{state:?} is left");
+        assert_eq!(mounts_below(&c.bundle), Vec::<PathBuf>::new());
+    }
+
+    fn delete_ends_in_time_though_the_runtime_hangs_and_the_rootfs_is_busy(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        let init = c.state().unwrap().pid;
+        let _user = User::of(&c.bundle.join("rootfs/tmp"));
+        let held = runtime.hold("delete", runtime::At::Before);
+        c.kill_shim();
+        let called = Instant::now();
+        let output = d.delete_output("c");
+        // containerd kills it after 5 s.
+        assert!(called.elapsed() < d.patience / 4, "{:?}", called.elapsed());
+        let text = output.stderr_text();
+        assert!(text.contains("delete container c: ") && text.contains("not done within"), "{text}");
+        assert!(text.contains("rootfs: ") && text.contains("detached"), "{text}");
+        assert_eq!(mounts_below(&c.bundle), Vec::<PathBuf>::new());
+        assert_tells_whether_it_lives(d, &output, init);
+        held.release();
+    }
+
+    fn delete_does_not_report_a_container_that_lives_on_as_killed(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        let init = c.state().unwrap().pid;
+        runtime.fail("delete", "not today");
+        c.kill_shim();
+        let output = d.delete_output("c");
+        assert!(output.stderr_text().contains("not today"), "{}", output.stderr_text());
+        assert_tells_whether_it_lives(d, &output, init);
+    }
+
     fn information_is_told_without_a_writable_directory(d) {
         let read_only = "mount --bind /tmp /tmp; mount -o remount,bind,ro /tmp; mount -o remount,bind,ro /";
         information_is_told(d, read_only);
@@ -266,13 +432,13 @@ cases! {
         lives_without(d, &[clone3, Denied::newer_than_4_18(libc::EPERM)]);
     }
 
-    fn kernel_without_inotify_and_splice(d) {
+    fn kernel_without_inotify_splice_and_statx(d) {
         let calls = [libc::SYS_inotify_init1, libc::SYS_splice, libc::SYS_statx];
         lives_without(d, &calls.map(|call| Denied::call(call, libc::ENOSYS)));
     }
 
     fn sandbox_refuses_inotify_and_splice(d) {
-        let calls = [libc::SYS_inotify_init1, libc::SYS_splice, libc::SYS_statx];
+        let calls = [libc::SYS_inotify_init1, libc::SYS_splice];
         lives_without(d, &calls.map(|call| Denied::call(call, libc::EPERM)));
     }
 

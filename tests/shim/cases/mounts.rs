@@ -8,6 +8,7 @@ use std::process::Command;
 use containerd_shim_rs_v2::proto::Mount;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
 
 use crate::harness::container::Container;
 use crate::harness::machine::{MountEntry, mount_entries_below, mounts_below};
@@ -100,6 +101,15 @@ fn loop_setting(device: &str, setting: &str) -> Option<String> {
     let name = device.trim_start_matches("/dev/");
     let path = format!("/sys/block/{name}/loop/{setting}");
     Some(fs::read_to_string(path).ok()?.trim().into())
+}
+
+/// A process that is not to outlive its test, whatever becomes of that.
+struct KilledInTheEnd(i32);
+
+impl Drop for KilledInTheEnd {
+    fn drop(&mut self) {
+        process::signal(self.0, Signal::SIGKILL);
+    }
 }
 
 /// A helper for FUSE file systems that does what `script` says.
@@ -325,6 +335,18 @@ cases! {
         assert!(failure.message.contains("the moon is full"), "{failure:?}");
         c.assert_gone();
         c.shut_down();
+    }
+
+    fn fuse_helper_goes_with_a_killed_server(d) {
+        let pid = d.path("pid");
+        helper(d, &format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep inf", pid.display()));
+        let c = d.container("c", &["true"]).mounts(vec![a_mount("fuse3.some-fs", "source", &[])]).shim();
+        let _create = c.create_pending();
+        d.eventually("the helper runs", || pid.exists());
+        c.kill_shim();
+        let helper = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        let _killed = KilledInTheEnd(helper);
+        d.eventually("the helper ends", || !process::alive(helper));
     }
 
     fn fuse_helper_leaves_a_daemon_with_its_output(d) {

@@ -20,7 +20,7 @@ use crate::harness::wire::Connection;
 use crate::harness::*;
 
 /// For cases that wait for long, and know no Task API: one run of them is enough.
-fn is_repetition(d: &Daemon) -> bool {
+pub(super) fn is_repetition(d: &Daemon) -> bool {
     apis().last() != Some(&d.api)
 }
 
@@ -42,14 +42,14 @@ fn status_of(c: &Container, id: &str, script: &str) -> u32 {
 
 /// Asks `c` what does not depend on its output.
 #[track_caller]
-fn assert_answers(c: &Container) {
+pub(super) fn assert_answers(c: &Container) {
     assert_eq!(c.status(), Status::RUNNING);
     assert_eq!(status_of(c, "probe", "exit 3"), 3);
     c.kill(18).expect("Kill");
 }
 
 /// FIFOs for the output: stdout is read when it is asked for, stderr always.
-fn tapped(d: &Daemon, name: &str) -> (Stdio, Tap, Reader) {
+pub(super) fn tapped(d: &Daemon, name: &str) -> (Stdio, Tap, Reader) {
     let [stdout, stderr] = ["out", "err"].map(|stream| d.fifo(&format!("{name}-{stream}")));
     let (tap, reader) = (d.tap(&stdout), d.read(&stderr));
     let stdio = Stdio {
@@ -85,7 +85,7 @@ impl Drop for Disk {
     }
 }
 
-fn size(path: &Path) -> u64 {
+pub(super) fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |file| file.len())
 }
 
@@ -213,7 +213,7 @@ cases! {
         let [fifo, other] = ["out", "other"].map(|name| d.fifo(name));
         let program = logger(d, "silent", "exec /bin/sleep 1000");
         let creates = [
-            ("a", both(&fifo), "it got no reader"),
+            ("a", both(&fifo), "no reader within 30 s"),
             ("b", both(&format!("binary://{program}")), "it did not get ready"),
         ];
         let creates = creates.map(|(id, stdio, text)| {
@@ -230,7 +230,7 @@ cases! {
             c.state().refused(Code::NOT_FOUND, "");
             c.assert_gone();
         }
-        start.wait().refused(Code::DEADLINE_EXCEEDED, "it got no reader");
+        start.wait().refused(Code::DEADLINE_EXCEEDED, "no reader within 30 s");
         e.delete().unwrap();
         d.eventually("no logger", || process::running(&program).is_empty());
         d.eventually("as many descriptors as before", || keep.footprint().0.len() <= before + 1);

@@ -17,7 +17,9 @@ use tempfile::TempDir;
 
 use super::container::{Builder, Container};
 use super::events::Events;
-use super::machine::{CGROUPS, cgroup_dirs, cgroup_path, mounts_below, new_cgroup_dirs};
+use super::machine::{
+    CGROUPS, cgroup_dirs, cgroup_path, clear_cgroup, mounts_below, new_cgroup_dirs,
+};
 use super::process::{self, Output};
 use super::runtime::FakeRuntime;
 use super::seccomp::{self, Denied};
@@ -423,9 +425,7 @@ impl Drop for Daemon {
             tear_down(self, &kept.id, &kept.cgroup);
         }
         for cgroup in self.cgroups.lock().unwrap().iter() {
-            for dir in cgroup_dirs(cgroup) {
-                let _ = fs::remove_dir(dir);
-            }
+            clear_cgroup(cgroup, self.patience);
         }
         for address in self.addresses.lock().unwrap().iter() {
             let _ = fs::remove_file(address.trim_start_matches("unix://"));
@@ -435,17 +435,7 @@ impl Drop for Daemon {
 
 /// Removes what a failed test left, by the means of this harness and not of the shim's.
 fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
-    for dir in cgroup_dirs(cgroup) {
-        // A frozen process does not die, but on v2, where the whole cgroup can be killed.
-        let _ = fs::write(dir.join("freezer.state"), "THAWED");
-        let _ = fs::write(dir.join("cgroup.kill"), "1");
-        for pid in fs::read_to_string(dir.join("cgroup.procs"))
-            .unwrap_or_default()
-            .lines()
-        {
-            process::signal(pid.parse().unwrap_or(i32::MAX), Signal::SIGKILL);
-        }
-    }
+    clear_cgroup(cgroup, daemon.patience);
     let root = daemon.runtime_root().join(&daemon.namespace);
     if root.join(id).exists() {
         let mut command = Command::new(runtime());
@@ -457,9 +447,6 @@ fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
     }
     for mount in mounts_below(&daemon.bundles_dir().join(id)).iter().rev() {
         let _ = umount2(mount, MntFlags::MNT_DETACH);
-    }
-    for dir in cgroup_dirs(cgroup) {
-        let _ = fs::remove_dir(dir);
     }
     // crun makes plain directories where a hierarchy could be mounted and is not.
     for place in fs::read_dir(CGROUPS).into_iter().flatten().flatten() {

@@ -2,6 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::process;
 
 /// The machine's mount table, a mount a line.
 fn mount_table() -> String {
@@ -52,6 +57,33 @@ pub fn new_cgroup_dirs(cgroup: &str) {
             }
         }
     }
+}
+
+/// Kills all in `cgroup` and below, frozen or not, and removes it.
+pub fn clear_cgroup(cgroup: &str, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    for dir in cgroup_dirs(cgroup) {
+        while !clear(&dir) && Instant::now() < deadline {
+            // They are dying.
+            let _ = nix::poll::poll(&mut [], 5_u16);
+        }
+    }
+}
+
+/// One try; whether the directory is gone.
+fn clear(dir: &Path) -> bool {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    for below in entries.filter(|entry| entry.path().is_dir()) {
+        clear(&below.path());
+    }
+    // A frozen process does not die, but on v2, where the whole cgroup can be killed.
+    let _ = fs::write(dir.join("freezer.state"), "THAWED");
+    let _ = fs::write(dir.join("cgroup.kill"), "1");
+    let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    for pid in pids.lines() {
+        process::signal(pid.parse().unwrap_or(i32::MAX), Signal::SIGKILL);
+    }
+    fs::remove_dir(dir).is_ok() || !dir.exists()
 }
 
 /// A mount.

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -181,6 +181,11 @@ impl Tap {
         size.expect("ask for the size of a FIFO") as usize
     }
 
+    /// How many bytes the FIFO holds.
+    pub fn unread(&self) -> usize {
+        unread(self.file.as_fd())
+    }
+
     /// As many bytes, or what comes until the end.
     #[track_caller]
     pub fn read(&mut self, most: usize) -> Vec<u8> {
@@ -200,6 +205,11 @@ impl Tap {
         }
         bytes
     }
+}
+
+/// How many bytes a pipe or FIFO holds.
+pub fn unread(pipe: BorrowedFd<'_>) -> usize {
+    containerd_shim_rs_v2::sys::fd::unread(pipe).expect("ask how much a pipe holds")
 }
 
 /// The write end of a FIFO, once somebody reads it.

@@ -1,0 +1,431 @@
+//! A container's cgroup and what is not in it: who shares a cgroup with a container is
+//! left alone, a frozen one can be killed, and nothing is left of a cgroup.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use containerd_shim_rs_v2::proto::types::Status;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::harness::container::{Builder, Container};
+use crate::harness::machine::{CGROUPS, cgroup_dirs, is_unified};
+use crate::harness::runtime::At;
+use crate::harness::*;
+
+/// A process that has nothing to do with any container, in `cgroup`; killed in the end.
+struct Bystander(Child, Vec<PathBuf>);
+
+impl Bystander {
+    fn in_cgroup(cgroup: &str) -> Bystander {
+        let mut command = Command::new("sleep");
+        command
+            .arg("inf")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let bystander = Bystander(process::spawn(&mut command), cgroup_dirs(cgroup));
+        for dir in &bystander.1 {
+            move_into(dir, bystander.pid());
+        }
+        bystander
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn lives(&self) -> bool {
+        // It is reaped when it ends.
+        process::alive(self.pid() as i32)
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        // A runtime may have frozen it.
+        for dir in &self.1 {
+            let _ = fs::write(dir.join("freezer.state"), "THAWED");
+        }
+        process::signal(self.pid() as i32, Signal::SIGKILL);
+        if !std::thread::panicking() {
+            // Its cgroup can be removed.
+            process::wait(self.pid() as i32, "the bystander", Duration::from_secs(60));
+        }
+    }
+}
+
+#[track_caller]
+fn move_into(dir: &Path, pid: u32) {
+    let moved = fs::write(dir.join("cgroup.procs"), pid.to_string());
+    moved.unwrap_or_else(|e| panic!("move {pid} into {dir:?}: {e}"));
+}
+
+fn pids(c: &Container) -> Vec<u32> {
+    let pids = c.pids().expect("Pids");
+    pids.iter().map(|process| process.pid).collect()
+}
+
+/// Where the processes of `cgroup` are frozen: the directory, the file to write to and to
+/// read, and its texts for frozen and thawed.
+fn freezer(cgroup: &str) -> (PathBuf, &'static str, [&'static str; 2]) {
+    let dirs = cgroup_dirs(cgroup).into_iter();
+    let file = |dir: PathBuf| match is_unified() {
+        true => Some((dir, "cgroup.freeze", ["1", "0"])),
+        false => dir.join("freezer.state").exists().then_some((
+            dir,
+            "freezer.state",
+            ["FROZEN", "THAWED"],
+        )),
+    };
+    dirs.filter_map(file).next().expect("a freezer")
+}
+
+/// Freezes `dir` as an administrator does.
+fn freeze(d: &Daemon, (dir, file, [frozen, _]): &(PathBuf, &str, [&str; 2])) {
+    fs::write(dir.join(file), frozen).expect("freeze");
+    d.eventually("all are frozen", || {
+        let state = fs::read_to_string(dir.join(file)).unwrap();
+        let events = fs::read_to_string(dir.join("cgroup.events")).unwrap_or("frozen 1".into());
+        state.trim() == *frozen && events.contains("frozen 1")
+    });
+}
+
+/// A container whose config.json asks for `cgroup`, whoever has it.
+fn in_cgroup<'d>(builder: Builder<'d>, cgroup: &str) -> Builder<'d> {
+    let cgroup = cgroup.to_owned();
+    builder.spec(|spec| spec["linux"]["cgroupsPath"] = cgroup.into())
+}
+
+/// Ends `c`, which has no cgroup of its own, by Kill `all`, and asks what there is to be asked.
+#[track_caller]
+fn assert_spared(c: &Container, bystander: &Bystander) {
+    let init = c.state().unwrap().pid;
+    let e = c.exec("e", &["sleep", "inf"]).unwrap();
+    let exec = e.start().unwrap();
+    let mut expected = vec![init, exec];
+    expected.sort_unstable();
+    assert_eq!(pids(c), expected);
+    c.stats().refused(Code::NOT_FOUND, "cgroup does not exist");
+    c.kill_all(9).unwrap();
+    assert_eq!((c.exit_status(), e.exit_status()), (137, 137));
+    assert!(bystander.lives(), "the bystander was killed");
+    assert_eq!(pids(c), [init]);
+    assert_eq!(c.status(), Status::STOPPED);
+}
+
+/// crun told to use no cgroups at all; `None` where there is none.
+fn without_cgroups(d: &Daemon) -> Option<String> {
+    let there = Command::new("crun")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .spawn();
+    if there.is_err() {
+        eprintln!("SKIPPED: no crun");
+        return None;
+    }
+    let path = d.path("crun-without-cgroups");
+    write_program(&path, "exec crun --cgroup-manager=disabled \"$@\"");
+    Some(path.to_str().unwrap().into())
+}
+
+fn open_dir(at: impl AsFd, name: &str) -> OwnedFd {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    openat(at, name, flags, Mode::empty()).expect("open a cgroup")
+}
+
+cases! {
+    fn container_in_the_shims_cgroup_is_refused(d) {
+        let cgroup = d.make_cgroup("shims");
+        let bystander = Bystander::in_cgroup(&cgroup);
+        let c = in_cgroup(d.container("c", &["sleep", "inf"]), &cgroup);
+        let c = c.options(|o| o.shim_cgroup = cgroup.clone()).shim();
+        // The runtime would kill all in there with the container.
+        c.create().refused(Code::FAILED_PRECONDITION, "the shim or its parent is in it");
+        c.shut_down();
+        assert!(bystander.lives(), "the bystander was killed");
+        assert_eq!(d.events.of("c").len(), 0);
+    }
+
+    fn others_that_were_in_the_cgroup_before_are_spared(d) {
+        let cgroup = d.make_cgroup("others");
+        let bystander = Bystander::in_cgroup(&cgroup);
+        let c = in_cgroup(d.container("c", &["sleep", "inf"]), &cgroup).host_pids().run();
+        assert_spared(&c, &bystander);
+    }
+
+    fn container_without_cgroups_is_killed_alone(d) {
+        let Some(crun) = without_cgroups(d) else { return };
+        let cgroup = d.make_cgroup("shims");
+        let bystander = Bystander::in_cgroup(&cgroup);
+        for host_pids in [false, true] {
+            let id = format!("c{host_pids}");
+            let c = d.container(&id, &["sleep", "inf"]);
+            let c = if host_pids { c.host_pids() } else { c };
+            let c = c.options(|o| {
+                o.binary_name = crun.clone();
+                o.shim_cgroup = cgroup.clone();
+            });
+            let c = c.run();
+            assert_spared(&c, &bystander);
+            c.finish();
+        }
+        assert!(bystander.lives());
+    }
+
+    fn descendants_are_killed_without_cgroups(d) {
+        let Some(crun) = without_cgroups(d) else { return };
+        let cgroup = d.make_cgroup("shims");
+        let fifos = d.fifos("c");
+        let c = d.shell("c", "sh -c 'sleep inf & echo up; wait' & wait").host_pids().stdio(fifos.stdio);
+        let c = c.options(|o| {
+            o.binary_name = crun;
+            o.shim_cgroup = cgroup.clone();
+        });
+        let c = c.run();
+        fifos.stdout.wait_for("up");
+        c.kill_all(9).unwrap();
+        assert_eq!(c.exit_status(), 137);
+        // The end of its output: nobody holds the pipe any more.
+        fifos.stdout.end();
+        c.finish();
+    }
+
+    fn signal_to_all_reaches_no_others(d) {
+        let Some(crun) = without_cgroups(d) else { return };
+        let cgroup = d.make_cgroup("shims");
+        let bystander = Bystander::in_cgroup(&cgroup);
+        let fifos = d.fifos("c");
+        let c = d.shell("c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done").stdio(fifos.stdio);
+        let c = c.options(|o| {
+            o.binary_name = crun;
+            o.shim_cgroup = cgroup.clone();
+        });
+        let c = c.run();
+        fifos.stdout.wait_for("up");
+        c.kill_all(15).unwrap();
+        assert_eq!(c.exit_status(), 5);
+        assert!(bystander.lives(), "the bystander was killed");
+        c.finish();
+    }
+
+    fn shim_that_is_moved_into_the_containers_cgroup_survives(d) {
+        let c = d.container("c", &["sleep", "inf"]).host_pids().run();
+        for dir in cgroup_dirs(c.cgroup()) {
+            move_into(&dir, c.shim_pid as u32);
+        }
+        assert_eq!(pids(&c), [c.state().unwrap().pid]);
+        c.kill_all(9).unwrap();
+        assert_eq!(c.exit_status(), 137);
+        for dir in cgroup_dirs(c.cgroup()) {
+            let mut root = dir.clone();
+            root.pop();
+            move_into(&root, c.shim_pid as u32);
+        }
+        c.finish();
+    }
+
+    fn container_frozen_by_others_can_be_killed(d) {
+        let c = d.running("c");
+        freeze(d, &freezer(c.cgroup()));
+        c.kill(9).unwrap();
+        assert_eq!(c.exit_status(), 137);
+        c.finish();
+    }
+
+    fn container_frozen_by_others_can_be_killed_as_a_whole(d) {
+        let c = d.container("c", &["sleep", "inf"]).host_pids().run();
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        e.start().unwrap();
+        freeze(d, &freezer(c.cgroup()));
+        c.kill_all(9).unwrap();
+        assert_eq!((c.exit_status(), e.exit_status()), (137, 137));
+        c.finish();
+    }
+
+    fn frozen_cgroup_below_can_be_killed(d) {
+        let c = d.container("c", &["sleep", "inf"]).host_pids().run();
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let pid = e.start().unwrap();
+        let (dir, file, texts) = freezer(c.cgroup());
+        let below = dir.join("below");
+        fs::create_dir(&below).unwrap();
+        move_into(&below, pid);
+        freeze(d, &(below, file, texts));
+        c.kill_all(9).unwrap();
+        assert_eq!((c.exit_status(), e.exit_status()), (137, 137));
+        c.finish();
+    }
+
+    fn pause_that_failed_half_way_does_not_keep_it_from_being_killed(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        runtime.fail("pause", "the moon is full");
+        c.pause().refused(Code::UNKNOWN, "the moon is full");
+        freeze(d, &freezer(c.cgroup()));
+        assert_eq!(c.status(), Status::RUNNING);
+        c.kill(9).unwrap();
+        assert_eq!(c.exit_status(), 137);
+        c.finish();
+    }
+
+    fn container_is_killed_while_the_runtime_pauses_it(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        let mut held = runtime.hold("pause", At::After);
+        let _pause = c.pause_pending();
+        held.reached();
+        c.kill(9).unwrap();
+        assert_eq!(c.exit_status(), 137);
+        held.release();
+    }
+
+    fn paused_container_is_killed_while_the_runtime_hangs(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).host_pids().options(|o| o.binary_name = runtime.path()).run();
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        e.start().unwrap();
+        c.pause().unwrap();
+        let held = [runtime.hold("resume", At::Before), runtime.hold("kill", At::Before)];
+        c.kill_all(9).unwrap();
+        assert_eq!((c.exit_status(), e.exit_status()), (137, 137));
+        drop(held);
+        c.finish();
+    }
+
+    fn processes_that_fork_and_end_all_the_time_are_killed(d) {
+        // Each generation has other pids than the one before.
+        const SCRIPT: &str = "export S='sh -c \"$S\" &'; for i in 1 2 3 4; do sh -c \"$S\"; done; echo up; exec sleep inf";
+        let fifos = d.fifos("c");
+        let c = d.shell("c", SCRIPT).host_pids().stdio(fifos.stdio).run();
+        fifos.stdout.wait_for("up");
+        c.kill_all(9).unwrap();
+        assert_eq!(c.exit_status(), 137);
+        // The end of the output: nobody holds the pipe any more.
+        fifos.stdout.end();
+        c.finish();
+    }
+
+    fn pids_of_many_and_deep_cgroups_are_answered(d) {
+        let c = d.running("c");
+        let (dir, ..) = freezer(c.cgroup());
+        // That in which a runtime lists processes.
+        let dir = match is_unified() {
+            true => dir,
+            false => cgroup_dirs(c.cgroup()).into_iter().find(|dir| dir.starts_with(Path::new(CGROUPS).join("devices"))).unwrap_or(dir),
+        };
+        for number in 0..1500 {
+            fs::create_dir(dir.join(format!("many-{number}"))).unwrap();
+        }
+        // Too long for a path.
+        let mut at = open_dir(AT_FDCWD, dir.to_str().unwrap());
+        let name = "deep-".repeat(40);
+        for _ in 0..30 {
+            mkdirat(&at, name.as_str(), Mode::from_bits_truncate(0o755)).unwrap();
+            at = open_dir(&at, &name);
+        }
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let exec = e.start().unwrap();
+        let answer = c.pids();
+        // From the deepest on, whatever the answer is.
+        for _ in 0..30 {
+            at = open_dir(&at, "..");
+            unlinkat(&at, name.as_str(), UnlinkatFlags::RemoveDir).unwrap();
+        }
+        for number in 0..1500 {
+            fs::remove_dir(dir.join(format!("many-{number}"))).unwrap();
+        }
+        let found: Vec<u32> = answer.expect("Pids").iter().map(|process| process.pid).collect();
+        for pid in [c.state().unwrap().pid, exec] {
+            assert!(found.contains(&pid), "{found:?}");
+        }
+        c.end();
+        c.finish();
+    }
+
+    fn pids_of_an_init_that_left_its_cgroup(d) {
+        if is_unified() {
+            return eprintln!("SKIPPED: no cgroup v1");
+        }
+        let c = d.running("c");
+        let init = c.state().unwrap().pid;
+        for dir in cgroup_dirs(c.cgroup()) {
+            move_into(dir.parent().unwrap(), init);
+            fs::remove_dir(dir).unwrap();
+        }
+        assert_eq!(pids(&c), [init]);
+        c.end();
+        c.delete().unwrap();
+    }
+
+    fn exec_that_left_the_cgroup_does_not_hold_inits_exit(d) {
+        let c = d.container("c", &["sleep", "inf"]).host_pids().run();
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let pid = e.start().unwrap();
+        for dir in cgroup_dirs(c.cgroup()) {
+            if !dir.ends_with("container") {
+                move_into(dir.parent().unwrap(), pid);
+            }
+        }
+        c.kill(9).unwrap();
+        assert_eq!((c.exit_status(), e.exit_status()), (137, 137));
+        c.finish();
+    }
+
+    fn cgroup_of_a_create_that_was_cut_short_is_removed(d) {
+        let runtime = d.fake_runtime();
+        for host_pids in [false, true] {
+            let id = format!("c{host_pids}");
+            let c = d.container(&id, &["sleep", "inf"]).options(|o| o.binary_name = runtime.path());
+            let c = if host_pids { c.host_pids() } else { c }.shim();
+            let mut held = runtime.hold("create", At::After);
+            let _create = c.create_pending();
+            held.reached();
+            assert!(!cgroup_dirs(c.cgroup()).is_empty());
+            c.kill_shim();
+            // As if the runtime had been killed before it kept any.
+            fs::remove_dir_all(d.runtime_root().join(&d.namespace).join(&id)).unwrap();
+            held.release();
+            d.delete(&id);
+            c.assert_gone();
+        }
+    }
+
+    fn empty_cgroup_without_a_container_is_removed(d) {
+        let c = d.container("c", &["true"]).shim();
+        let cgroup = machine::cgroup_path(c.cgroup());
+        if systemd() {
+            return eprintln!("SKIPPED: systemd makes the cgroups");
+        }
+        machine::new_cgroup_dirs(&format!("/{cgroup}"));
+        for dir in cgroup_dirs(c.cgroup()) {
+            fs::create_dir_all(dir.join("a/b")).unwrap();
+        }
+        c.kill_shim();
+        d.delete("c");
+        c.assert_gone();
+    }
+
+    fn delete_kills_a_paused_container_while_the_runtime_hangs(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).host_pids().options(|o| o.binary_name = runtime.path()).run();
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let pids = [c.state().unwrap().pid, e.start().unwrap()];
+        c.pause().unwrap();
+        c.kill_shim();
+        let held = runtime.hold("delete", At::Before);
+        d.delete("c");
+        for pid in pids {
+            d.eventually("every process gone", || !process::alive(pid as i32));
+        }
+        assert_eq!(cgroup_dirs(c.cgroup()), Vec::<PathBuf>::new());
+        drop(held);
+        // The runtime's state, too.
+        d.delete("c");
+        c.assert_gone();
+    }
+}

@@ -908,6 +908,26 @@ const TABLE: &[Difference] = &[
         &[Go2],
         "config_json_that_blocks_holds_up_nobody_else",
         GROUP,
+    // the command line
+    fails(
+        GO,
+        "help_goes_to_standard_output",
+        "Go prints its flags to standard error, and neither actions nor use",
+    ),
+    fails(
+        GO,
+        "no_arguments_print_the_help",
+        "Go says that the namespace is empty, and no more",
+    ),
+    fails(
+        GO,
+        "unknown_action_is_named_with_the_known_ones",
+        "Go says that the namespace is empty, and no more",
+    ),
+    fails(
+        GO,
+        "version_says_revision_target_and_compiler",
+        "Go prints the version of Go, and no target",
     ),
 ];
 

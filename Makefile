@@ -3,6 +3,8 @@ TARGET := $(shell uname -m)-unknown-linux-musl
 NAME   := containerd-shim-rs-v2
 BINARY := target/$(TARGET)/release/$(NAME)
 PREFIX ?= /usr/local
+# What `-v` calls the revision. Set it to build from an archive without git's data.
+SHIM_REVISION ?= $(or $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null),unknown)
 
 .PHONY: help setup build check test test-vm demo bench-io install
 
@@ -14,7 +16,7 @@ setup: ## install what building and testing need (root; Debian)
 
 build: ## the static release binary
 	@hack/setup musl
-	@cargo build --locked --release --target $(TARGET)
+	@SHIM_REVISION='$(SHIM_REVISION)' cargo build --locked --release --target $(TARGET)
 	@hack/check-binary $(BINARY)
 
 check: ## format, lints, layers, unit tests (no root, no daemon)

@@ -1,7 +1,13 @@
-//! Compiles `protos/` (what the crates lack) without an installed `protoc`.
+//! Compiles `protos/` (what the crates lack) without an installed `protoc`, and tells the
+//! crate which target and compiler it is built with.
+
+use std::env;
+use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=protos");
+    println!("cargo:rustc-env=SHIM_TARGET={}", variable("TARGET"));
+    println!("cargo:rustc-env=SHIM_COMPILER={}", compiler());
     protobuf_codegen::Codegen::new()
         .pure()
         .include("protos")
@@ -13,4 +19,24 @@ fn main() {
         )
         .cargo_out_dir("protos")
         .run_from_script();
+}
+
+/// A variable that cargo sets for build scripts.
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// What `rustc --version` prints. cargo runs this script again when the compiler changes.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a build has no reaper, and no other children"
+)]
+fn compiler() -> String {
+    let output = Command::new(variable("RUSTC")).arg("--version").output();
+    match output {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        }
+        _ => "unknown".to_owned(),
+    }
 }

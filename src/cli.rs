@@ -2,13 +2,13 @@
 //! [`Action`]. Pure: it looks at nothing else.
 //!
 //! Promises: Go's flag syntax (`-x v`, `--x v`, `-x=v`), every flag that a
-//! containerd from 1.6 on sends, and the same refusals as Go's shim.
-//!
-//! Lacks on purpose: a usage text, since people do not type these lines.
+//! containerd from 1.6 on sends, and the same refusals as Go's shim. A person, who
+//! gives neither `-namespace` nor `-id`, gets help or an error that says what exists.
 
 use std::ffi::{OsStr, OsString};
 
 use crate::error::{Error, Result};
+use crate::{NAME, VERSION};
 
 /// Environment variable that makes `start` answer daemons that send no bootstrap
 /// message in JSON, with version 3, when it is set to `json`. Only containerd 2.0
@@ -28,6 +28,10 @@ pub enum Action {
     Info,
     /// Print the version.
     Version,
+    /// Print [`help`], as asked for.
+    Help,
+    /// Print [`help`] and fail: a person typed the program's name and no action.
+    NoAction,
 }
 
 /// What the command line and the environment say; empty where they say nothing.
@@ -56,16 +60,89 @@ pub struct Flags {
     pub knows_json: bool,
 }
 
+/// What this program is, how containerd is told to use it, its actions and its flags.
+pub fn help() -> String {
+    format!(
+        "\
+{NAME} {VERSION}
+
+A containerd runtime v2 shim for runc, crun and youki. containerd starts it for
+each container or pod; people do not. Install it in a directory of containerd's
+PATH, then ask for its runtime:
+
+  ctr run --runtime io.containerd.rs.v2 IMAGE CONTAINER
+  docker run --runtime io.containerd.rs.v2 IMAGE
+  CRI, in config.toml: runtime_type = \"io.containerd.rs.v2\"
+
+Usage:
+  {NAME} -namespace NAME -id ID [FLAG...] [ACTION]
+  {NAME} -info | -v | -h
+
+Actions:
+  start    find or start the server of the container, print its address
+  delete   clean up after a server that is gone
+  (none)   serve the Task API, on the socket that start leaves open
+
+  -info    print what the OCI runtime supports, as protobuf
+  -v       print the version and how this was built
+  -h       print this
+
+Flags, which containerd sets:
+  -namespace NAME         containerd's namespace
+  -id ID                  the container
+  -address PATH           containerd's gRPC socket
+  -bundle PATH            the bundle, with delete
+  -socket PATH            serve on this socket
+  -publish-binary PATH    accepted and not used
+  -debug                  log more
+
+Environment:
+  TTRPC_ADDRESS           containerd's socket for events
+  SCHED_CORE              if set: core scheduling
+  {REPLY_VARIABLE}
+                          json: answer containerd 2.0 to 2.2 in JSON
+"
+    )
+}
+
+/// Whether a person asks for help. Nothing that containerd sends has these words: they
+/// are no values of its flags.
+fn asks_for_help(args: &[OsString]) -> bool {
+    let words = ["-h", "--h", "-help", "--help"];
+    args.iter().any(|arg| words.iter().any(|word| arg == word))
+}
+
+/// What a person means who gives neither `-namespace` nor `-id`, and `action`.
+/// Go's shim and this one take any unknown action of containerd's for the server.
+fn by_hand(action: &str) -> Result<Action> {
+    match action {
+        "" => Ok(Action::NoAction),
+        "help" => Ok(Action::Help),
+        "start" | "delete" => Err(Error::invalid(format!(
+            "shim namespace cannot be empty: {action} needs -namespace and -id, see --help"
+        ))),
+        _ => Err(Error::invalid(format!(
+            "unknown action {action:?}: the actions are start and delete, see --help"
+        ))),
+    }
+}
+
 /// Makes an [`Action`] of the arguments (without the program's name) and the
 /// environment. Kind::InvalidArgument when they make none.
 pub fn parse(args: &[OsString], env: impl Fn(&str) -> Option<OsString>) -> Result<Action> {
+    if asks_for_help(args) {
+        return Ok(Action::Help);
+    }
     let parsed = containerd_shim::parse(&without_debug_socket(args))
-        .map_err(|e| Error::invalid(format!("parse the command line: {e}")))?;
+        .map_err(|e| Error::invalid(format!("{e}; see --help")))?;
     if parsed.version {
         return Ok(Action::Version);
     }
     if parsed.info {
         return Ok(Action::Info);
+    }
+    if parsed.namespace.is_empty() && parsed.id.is_empty() {
+        return by_hand(&parsed.action);
     }
     if parsed.namespace.is_empty() {
         return Err(Error::invalid("shim namespace cannot be empty"));
@@ -214,14 +291,77 @@ mod tests {
     #[test]
     fn refusals() {
         let text = |line: &str, env: &[(&str, &str)]| action(line, env).unwrap_err().to_string();
-        assert_eq!(text("", &[]), "shim namespace cannot be empty");
         assert_eq!(text("-id x start", &[]), "shim namespace cannot be empty");
         assert_eq!(text("-namespace x start", &[]), "shim id cannot be empty");
-        assert!(text("-nonsense start", &[]).contains("nonsense"));
+        let unknown = text("-nonsense start", &[]);
+        assert!(
+            unknown.contains("nonsense") && unknown.contains("--help"),
+            "{unknown}"
+        );
         assert_eq!(
             text(LINE, &[(REPLY_VARIABLE, "xml")]),
             "CONTAINERD_SHIM_RS_REPLY=xml: neither plain nor json"
         );
+    }
+
+    #[test]
+    fn help_is_for_people() {
+        for line in [
+            "-h",
+            "--h",
+            "-help",
+            "--help",
+            "help",
+            "start --help",
+            "-debug -h",
+            "-v -h",
+        ] {
+            assert_eq!(action(line, &[]), Ok(Action::Help), "{line}");
+        }
+        for line in ["", "-debug"] {
+            assert_eq!(action(line, &[]), Ok(Action::NoAction), "{line}");
+        }
+        let got = action(&format!("{LINE} help"), &[]);
+        assert_eq!(got, Ok(Action::Serve(flags())), "containerd's line");
+    }
+
+    #[test]
+    fn actions_by_hand_get_errors_that_say_what_exists() {
+        let text = |line: &str| action(line, &[]).unwrap_err().to_string();
+        assert_eq!(
+            text("frobnicate"),
+            "unknown action \"frobnicate\": the actions are start and delete, see --help"
+        );
+        for line in ["start", "delete", "-debug start"] {
+            let error = text(line);
+            assert!(
+                error.starts_with("shim namespace cannot be empty: "),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn help_lists_every_flag_that_is_parsed() {
+        let help = help();
+        for flag in [
+            "-namespace",
+            "-id",
+            "-address",
+            "-bundle",
+            "-socket",
+            "-publish-binary",
+            "-debug",
+            "-info",
+            "-v",
+            "-h",
+        ] {
+            assert!(help.contains(&format!("\n  {flag} ")), "{flag}");
+        }
+        for variable in ["TTRPC_ADDRESS", "SCHED_CORE", REPLY_VARIABLE] {
+            assert!(help.contains(variable), "{variable}");
+        }
+        assert!(help.lines().all(|line| line.len() <= 80), "{help}");
     }
 
     #[test]

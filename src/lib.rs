@@ -53,3 +53,9 @@ pub const REVISION: &str = match option_env!("SHIM_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };
+
+/// The target it was built for, such as `x86_64-unknown-linux-musl`.
+pub const TARGET: &str = env!("SHIM_TARGET");
+
+/// The compiler it was built with, by its own words; "unknown" if it did not tell.
+pub const COMPILER: &str = env!("SHIM_COMPILER");

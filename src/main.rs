@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use containerd_shim_rs_v2::cli::{self, Action};
 use containerd_shim_rs_v2::error::{Context, Error, Result};
-use containerd_shim_rs_v2::{NAME, REVISION, VERSION, bootstrap, cleanup, daemon, info, sys};
+use containerd_shim_rs_v2::{
+    COMPILER, NAME, REVISION, TARGET, VERSION, bootstrap, cleanup, daemon, info, sys,
+};
 
 /// Most that containerd may send on standard input, in bytes.
 const INPUT_LIMIT: u64 = 10 << 20;
@@ -36,6 +38,11 @@ fn run() -> Result<()> {
         Action::Delete(flags) => cleanup::run(&flags, &mut io::stdout()),
         Action::Info => info::run(&input()?, &mut io::stdout()),
         Action::Version => print_version(Path::new(&program)),
+        Action::Help => write!(io::stdout(), "{}", cli::help()).context(|| "print the help"),
+        Action::NoAction => {
+            let _ = writeln!(io::stderr(), "{}", cli::help());
+            Err(Error::invalid("no action: shim namespace cannot be empty"))
+        }
     }
 }
 
@@ -62,7 +69,8 @@ fn print_version(program: &Path) -> Result<()> {
     let name = program.file_name().unwrap_or(NAME.as_ref()).display();
     writeln!(
         io::stdout(),
-        "{name}:\n  Version:  {VERSION}\n  Revision: {REVISION}\n"
+        "{name}:\n  Version:  {VERSION}\n  Revision: {REVISION}\n  Target:   {TARGET}\n  \
+         Compiler: {COMPILER}\n"
     )
     .context(|| "print the version")
 }

@@ -151,10 +151,13 @@ mod tests {
     /// Runs `test` in a mount namespace of its own, in a fresh file system with an
     /// empty directory `rootfs`.
     fn privately<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send) {
+        if !crate::sys::process::root_or_skip() {
+            return;
+        }
         let dir = tempfile::tempdir().unwrap();
         let none: Option<&str> = None;
         let run = || {
-            unshare(CloneFlags::CLONE_NEWNS).expect("these tests need root");
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
             let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
             mount(none, "/", none, private, none).unwrap();
             let tmpfs = Some("tmpfs");

@@ -14,7 +14,7 @@ use nix::pty::{posix_openpt, unlockpt};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::mkfifo;
+use nix::unistd::{getegid, geteuid, mkfifo};
 use tokio::sync::oneshot;
 use tokio::task::{LocalSet, yield_now};
 
@@ -74,8 +74,8 @@ fn owner(reaper: &Reaper) -> Owner<'_> {
         namespace: "ns",
         container_id: "id",
         bundle: Path::new("/tmp"),
-        uid: 0,
-        gid: 0,
+        uid: geteuid().as_raw(),
+        gid: getegid().as_raw(),
         reaper,
     }
 }
@@ -456,7 +456,7 @@ fn what_cannot_be_opened_says_why_and_leaves_nothing() {
                 ),
                 (
                     logger("binary:///bin/cat?/dev/zero"),
-                    "did not get ready",
+                    "logger not ready within 30 s",
                     Kind::DeadlineExceeded,
                 ),
             ] {

@@ -416,6 +416,9 @@ mod tests {
 
     #[test]
     fn a_user_namespace_has_the_maps_and_leaves_no_process() {
+        if !crate::sys::process::root_or_skip() {
+            return;
+        }
         let namespace = user_namespace("0 1000 10", "0 2000 10").unwrap();
         let mine = std::fs::read_link("/proc/self/ns/user").unwrap();
         let made = std::fs::read_link(format!("/proc/self/fd/{}", namespace.as_raw_fd())).unwrap();

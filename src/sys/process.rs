@@ -351,3 +351,20 @@ pub fn is_child(pid: i32) -> bool {
         libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) == 0
     }
 }
+
+/// The root lane of the unit tests: whether this is root. If not, the test that asks says
+/// that it is skipped, and returns; with `NO_SKIP` set, as `make test` does, it fails.
+#[cfg(test)]
+pub fn root_or_skip() -> bool {
+    use std::io::Write;
+
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    let thread = std::thread::current();
+    let line = format!("{}: skipped: needs root\n", thread.name().unwrap_or("test"));
+    assert!(std::env::var_os("NO_SKIP").is_none(), "{line}");
+    // Not eprint!, whose text libtest keeps to itself unless the test fails.
+    io::stderr().write_all(line.as_bytes()).unwrap();
+    false
+}

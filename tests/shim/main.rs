@@ -10,6 +10,7 @@ mod cases {
     mod cgroups;
     mod checkpoint;
     mod cleanup;
+    mod command_line;
     mod descriptors;
     mod environment;
     mod errors;

@@ -171,12 +171,21 @@ async fn delete_by_runtime(
     let left = end.saturating_duration_since(Instant::now() + REST);
     let limit = RUNTIME_LIMIT.min(left);
     let cancel = Cancel::after(limit);
-    // Dropped, it is killed as well.
-    let deleted = timeout(limit + KILL_LIMIT, runtime.kill_and_delete(id, &cancel)).await;
-    match deleted.unwrap_or_else(|_| Err(Cause::TimedOut(limit).into())) {
-        Err(error) if init.is_none_or(|init| !init.is_alive()) => {
-            runtime.forget_unreadable(id, error).await
+    let is_dead = || init.is_none_or(|init| !init.is_alive());
+    let delete = async {
+        match runtime.kill_and_delete(id, &cancel).await {
+            // To force it takes more: crun wants a pidfd, even of a process that has ended.
+            Err(error) if is_dead() && !cancel.is_expired() => {
+                let deleted = runtime.delete(id, &cancel).await;
+                deleted.map(drop).map_err(|_| error)
+            }
+            deleted => deleted,
         }
+    };
+    // Dropped, it is killed as well.
+    let deleted = timeout(limit + KILL_LIMIT, delete).await;
+    match deleted.unwrap_or_else(|_| Err(Cause::TimedOut(limit).into())) {
+        Err(error) if is_dead() => runtime.forget_unreadable(id, error).await,
         deleted => deleted,
     }
 }

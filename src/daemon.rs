@@ -21,6 +21,7 @@ use crate::events::Events;
 use crate::reaper::Reaper;
 use crate::service::Service;
 use crate::socket::{self, Claim};
+use crate::stdio;
 use crate::sys;
 use crate::task::{Shared, Tasks};
 
@@ -100,6 +101,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     // Events first: their clients see them before they see the shim go.
     deliver_last(&events).await;
     bounded("send the last answers", FAREWELL, server.flushed()).await;
+    bounded("end the loggers", FAREWELL, stdio::loggers_ended()).await;
     Ok(())
 }
 

@@ -323,13 +323,31 @@ impl Exited {
 
 /// Sends `signal` to process `pid`, a child or not, if `is_meant` says that it is the one
 /// when no other can have its number any more. Whether it was sent.
+///
+/// Without pidfds (Linux before 5.3, some sandboxes) it is looked at just before: its
+/// number would have to be used again within microseconds, and pids are given in turn.
 pub fn signal_if(pid: i32, signal: i32, is_meant: impl FnOnce() -> bool) -> io::Result<bool> {
+    let refused = |error: &io::Error| {
+        let refusals = [Errno::ENOSYS, Errno::EPERM].map(|errno| Some(errno as i32));
+        refusals.contains(&error.raw_os_error())
+    };
     let send = || {
-        let pidfd = process::pidfd_open(pid)?;
+        let pidfd = process::pidfd_open(pid);
+        let pidfd = pidfd.map(Some).or_else(|error| match refused(&error) {
+            true => Ok(None),
+            false => Err(error),
+        })?;
         if !is_meant() {
             return Ok(false);
         }
-        process::pidfd_send_signal(&pidfd, signal).map(|()| true)
+        let sent = match pidfd {
+            Some(pidfd) => process::pidfd_send_signal(&pidfd, signal),
+            None => process::kill(pid, signal),
+        };
+        match sent {
+            Err(error) if refused(&error) => process::kill(pid, signal).map(|()| true),
+            sent => sent.map(|()| true),
+        }
     };
     match send() {
         Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(false),

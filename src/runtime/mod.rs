@@ -314,11 +314,12 @@ impl Runtime {
     }
 
     /// Forgets container `id`, whose processes have ended. A container that the runtime
-    /// does not know is no error, nor one whose state it cannot read any more.
-    pub async fn delete(&self, id: &str, cancel: &Cancel) -> Result<()> {
+    /// does not know is no error, nor one whose state it cannot read any more: that is
+    /// removed, and the answer is false, since the container's cgroup is left.
+    pub async fn delete(&self, id: &str, cancel: &Cancel) -> Result<bool> {
         match self.delete_with(&[], id, cancel).await {
-            Err(error) => self.forget_unreadable(id, error).await,
-            deleted => deleted,
+            Err(error) => self.forget_unreadable(id, error).await.map(|()| false),
+            Ok(()) => Ok(true),
         }
     }
 

@@ -452,7 +452,8 @@ impl Copy {
     pub(super) async fn run(mut self) -> u64 {
         if self.from.may_block || self.to.may_block {
             match self.pump() {
-                Ok(pump) => return self.run_on_thread(pump).await,
+                // Apart, as most streams never need its room.
+                Ok(pump) => return Box::pin(self.run_on_thread(pump)).await,
                 Err(e) => log::error!("copy {} on a thread: {e}", self.name),
             }
         }
@@ -651,9 +652,18 @@ impl Copy {
         }
     }
 
-    /// Waits until a transfer is possible. False: there will be none. Pipes that grew
-    /// shrink meanwhile: nothing comes, or nobody reads.
+    /// Waits until a transfer is possible. False: there will be none.
     async fn wait(&mut self) -> bool {
+        match self.sizes.are_grown() {
+            // Apart, as most streams never need its room.
+            true => Box::pin(self.wait_grown()).await,
+            false => self.possible().await,
+        }
+    }
+
+    /// As [`Copy::wait`], with pipes that grew: they shrink when nothing comes, or nobody
+    /// reads.
+    async fn wait_grown(&mut self) -> bool {
         if self.sizes.are_too_large() {
             self.shrink();
         }

@@ -4,10 +4,12 @@
 //! Promises: the program gets containerd's protocol (descriptors 3 and 4 to read
 //! stdout and stderr, 5 to say that it is ready) and, as the container gets the other
 //! ends, no byte passes through us. Its death stops nothing: then the output is
-//! dropped. At the end it gets the chance to end by itself.
+//! dropped. At the end it gets the chance to end by itself; it does not outlive a server
+//! that ends in order. One whose server is killed reads on until its input ends.
 //!
 //! Lacks on purpose: a restart. A new program could not know what the old one wrote.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::future::Future;
 use std::io;
@@ -25,6 +27,7 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::copy::{Copy, Drain, End, Undrained, Until, first};
+use super::fifo::Looks;
 use super::{Owner, Task, null, pipe, set_nonblocking};
 use crate::error::{Context, Error, Kind, Result};
 use crate::reaper::{Child, Exited};
@@ -32,6 +35,8 @@ use crate::sys;
 
 /// How long it may take to end after `SIGTERM`, before `SIGKILL`.
 const GRACE: Duration = Duration::from_secs(12);
+/// Longest pause between looks whether all have ended.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a URI says about a logging program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +117,7 @@ impl Program {
         let Ok(said) = said else {
             return Err(not_ready());
         };
-        if !said.context(|| "wait for it")? && self.must_say_ready {
+        if !said.context(|| "wait for it to be ready")? && self.must_say_ready {
             return Err(Error::unknown(
                 "logging binary did not call ready (it may have crashed or exited prematurely)",
             ));
@@ -122,7 +127,7 @@ impl Program {
 }
 
 fn not_ready() -> Error {
-    Error::new(Kind::DeadlineExceeded, "it did not get ready")
+    Error::new(Kind::DeadlineExceeded, "logger not ready within 30 s")
 }
 
 /// Whether a byte came before the end.
@@ -209,12 +214,49 @@ impl Watch {
     async fn terminate(self, exited: Exited) {
         // No read end of ours must keep the container's other processes writing.
         drop(self.held);
+        let mut ending = Ending::new(self.child);
         // ESRCH: it has just ended.
-        let _ = self.child.signal(Signal::SIGTERM as i32);
-        if timeout(GRACE, exited).await.is_err() {
+        let _ = ending.child.signal(Signal::SIGTERM as i32);
+        ending.over = timeout(GRACE, exited).await.is_ok();
+        if !ending.over {
             log::warn!("logger {} ignores SIGTERM: killed", self.name);
+        }
+    }
+}
+
+/// A program that is to end. When this goes before the program, as at the end of the
+/// server, that is killed.
+struct Ending {
+    child: Child,
+    over: bool,
+}
+
+thread_local! {
+    /// How many programs are to end, for the thread that is the server.
+    static ENDING: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Ending {
+    fn new(child: Child) -> Self {
+        ENDING.set(ENDING.get() + 1);
+        Self { child, over: false }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        ENDING.set(ENDING.get() - 1);
+        if !self.over {
             let _ = self.child.signal(Signal::SIGKILL as i32);
         }
+    }
+}
+
+/// Waits until all programs that are to end have ended.
+pub(super) async fn ended() {
+    let mut looks = Looks::new(LOOK_PAUSE);
+    while ENDING.get() > 0 {
+        looks.pause().await;
     }
 }
 

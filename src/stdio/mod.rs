@@ -149,6 +149,12 @@ struct Flow {
     moved: Arc<AtomicU64>,
 }
 
+/// Waits until all logging programs that are to end, as their processes are deleted, have
+/// ended. Those that have not when the event loop ends are killed.
+pub async fn loggers_ended() {
+    logger::ended().await;
+}
+
 /// Opens what `stdio` names. Fails within 30 s when a FIFO has no reader, with
 /// nothing left open. Needs a `LocalSet`.
 ///

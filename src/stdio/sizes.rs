@@ -40,8 +40,10 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Sizes {
     ends: [Pipe; 2],
-    /// The size of the smaller pipe; more than any transfer when they may not grow.
+    /// The size of the smaller pipe.
     smaller: usize,
+    /// Not once the kernel refused, or they are as large as they get.
+    may_grow: bool,
     /// Full transfers in a row.
     full: u32,
     /// Bytes moved since then.
@@ -66,6 +68,7 @@ impl Sizes {
                 grown: None,
             }),
             smaller: 0,
+            may_grow: true,
             full: 0,
             moved: 0,
             since: Instant::now(),
@@ -93,7 +96,7 @@ impl Sizes {
             return;
         }
         self.full += 1;
-        if self.full >= FULL_TRANSFERS {
+        if self.may_grow && self.full >= FULL_TRANSFERS {
             self.full = 0;
             self.grow();
         }
@@ -114,16 +117,15 @@ impl Sizes {
         let before = self.smaller;
         let wanted = before.saturating_mul(4).min(LARGEST);
         let more: usize = self.ends.iter().map(|pipe| pipe.lacks(wanted)).sum();
-        if GROWN.get() + more <= BUDGET {
-            // A large source is of no use, and cannot shrink, without a sink as large.
-            let [from, to] = &mut self.ends;
-            let _ = to.grow(wanted) && from.grow(wanted);
+        if GROWN.get() + more > BUDGET {
+            // Other streams may give some back.
+            return;
         }
+        // A large source is of no use, and cannot shrink, without a sink as large.
+        let [from, to] = &mut self.ends;
+        let _ = to.grow(wanted) && from.grow(wanted);
         self.measure();
-        if self.smaller <= before {
-            // Refused, or as large as they get.
-            self.smaller = usize::MAX;
-        }
+        self.may_grow = self.smaller > before;
     }
 
     /// Makes the pipes as small as they were. False: one holds too much for that now.
@@ -132,6 +134,7 @@ impl Sizes {
         // The source first: only a large sink can take all that it holds.
         let _ = from.shrink() && to.shrink();
         self.full = 0;
+        self.may_grow = true;
         self.measure();
         !self.are_grown()
     }

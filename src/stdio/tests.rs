@@ -456,7 +456,7 @@ fn what_cannot_be_opened_says_why_and_leaves_nothing() {
                 ),
                 (
                     logger("binary:///bin/cat?/dev/zero"),
-                    "did not get ready",
+                    "logger not ready within 30 s",
                     Kind::DeadlineExceeded,
                 ),
             ] {

@@ -900,7 +900,10 @@ impl Container {
         if let Some(streams) = self.init.streams() {
             cancel.unless(streams.drained()).await?;
         }
-        self.runtime.delete(&self.init.id, cancel).await?;
+        if !self.runtime.delete(&self.init.id, cancel).await? {
+            let removed = self.remove_planned_cgroup().await;
+            removed.unwrap_or_else(|e| log::warn!("delete {}: {e}", self.init.id));
+        }
         self.init.close_streams();
         for exec in std::mem::take(&mut *self.execs.borrow_mut()).into_values() {
             exec.process.give_up();

@@ -156,6 +156,8 @@ const EMPTY: &str =
 const REFUSED: &str = "each refused start may publish an exit of its own";
 const BELOW: &str = "youki does not remove cgroups that the container made in its own";
 const DEAD: &str = "Go accesses the file system before it unmounts it";
+const HALF: &str = "Go kills the runtime, and does not undo what that has done";
+const CONSOLE: &str = "Go makes the console socket in a temporary directory";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
 
 const JOINED: &str = "Go answers with its own version, not with that of the server it found";
@@ -696,6 +698,12 @@ const TABLE: &[Difference] = &[
         "server_without_client_and_container_ends",
         "Go's stays for ever",
     ),
+    fails_with(
+        "youki",
+        ALL,
+        "processes_have_the_default_actions_of_signals",
+        "youki has SIGPIPE ignored, and passes that on",
+    ),
     // an environment that lacks something
     fails(
         GO1,
@@ -771,6 +779,12 @@ const TABLE: &[Difference] = &[
     fails_with("youki", ALL, "sandbox_refuses_all_newer_calls", YOUKI_CALLS),
     fails_with(
         "crun",
+        ALL,
+        "container_is_deleted_though_the_runtimes_state_is_empty",
+        "crun takes it for deleted, and leaves its cgroup",
+    ),
+    fails_with(
+        "crun",
         GO,
         "sandbox_refuses_all_newer_calls",
         "crun kills nobody where pidfd_open fails with EPERM, and Go leaves that to it",
@@ -828,6 +842,72 @@ const TABLE: &[Difference] = &[
         LEFT_OVER,
     ),
     fails(GO, "empty_cgroup_without_a_container_is_removed", LEFT_OVER),
+    // stdio_limits
+    fails(
+        GO,
+        "outputs_without_a_reader_take_no_inotify_instances",
+        "Go closes a FIFO that nobody reads, with what is in it",
+    ),
+    fails(
+        GO,
+        "log_on_a_dead_file_system_holds_up_nobody_else",
+        "Go opens a log while it holds a lock that every request needs",
+    ),
+    fails(
+        &[Go2],
+        "log_on_a_frozen_file_system_holds_up_nobody_else",
+        GROUP,
+    ),
+    fails(GO, "console_socket_is_in_the_bundle", CONSOLE),
+    fails(
+        GO,
+        "console_socket_goes_with_the_bundle_of_a_dead_shim",
+        CONSOLE,
+    ),
+    // bounds
+    fails(GO, "create_that_hangs_can_be_tried_again", HALF),
+    fails(GO, "process_of_an_exec_that_is_cut_short_is_killed", HALF),
+    fails(GO, "pause_that_is_cut_short_is_undone", HALF),
+    fails(
+        GO,
+        "start_that_hangs_after_init_was_started_is_a_start",
+        HALF,
+    ),
+    fails(GO, "runtime_that_is_killed_in_create_leaves_nothing", HALF),
+    fails(
+        GO,
+        "runtime_that_is_killed_in_create_before_it_has_state_leaves_no_cgroup",
+        HALF,
+    ),
+    fails(
+        GO,
+        "delete_does_not_wait_for_a_start_that_hangs",
+        "Delete waits for the runtime, and fails with it",
+    ),
+    fails(
+        GO,
+        "delete_is_answered_again_until_its_client_had_the_answer",
+        "Go kills the runtime's delete when the client leaves, and keeps the container",
+    ),
+    fails(
+        GO,
+        "exec_whose_logger_is_not_ready_does_not_hold_the_exit",
+        "init's exit waits for the start of the exec",
+    ),
+    fails(
+        GO,
+        "exit_is_published_while_init_is_paused_resumed_or_updated",
+        "Kill waits for the runtime",
+    ),
+    fails(
+        GO,
+        "runtime_on_a_dead_file_system_holds_up_nobody_else",
+        "Go waits for execve(2) with a lock that others need",
+    ),
+    fails(
+        &[Go2],
+        "config_json_that_blocks_holds_up_nobody_else",
+        GROUP,
     // the command line
     fails(
         GO,

@@ -65,6 +65,14 @@ fn move_into(dir: &Path, pid: u32) {
     moved.unwrap_or_else(|e| panic!("move {pid} into {dir:?}: {e}"));
 }
 
+/// Where to put a process that leaves the cgroup `dir` of a container's.
+fn outside(dir: &Path) -> &Path {
+    match is_unified() {
+        true => Path::new(CGROUPS),
+        false => dir.parent().unwrap(),
+    }
+}
+
 fn pids(c: &Container) -> Vec<u32> {
     let pids = c.pids().expect("Pids");
     pids.iter().map(|process| process.pid).collect()
@@ -95,10 +103,11 @@ fn freeze(d: &Daemon, (dir, file, [frozen, _]): &(PathBuf, &str, [&str; 2])) {
     });
 }
 
-/// A container whose config.json asks for `cgroup`, whoever has it.
+/// A container whose config.json asks for `cgroup`, whoever has it; without systemd.
 fn in_cgroup<'d>(builder: Builder<'d>, cgroup: &str) -> Builder<'d> {
     let cgroup = cgroup.to_owned();
-    builder.spec(|spec| spec["linux"]["cgroupsPath"] = cgroup.into())
+    let builder = builder.spec(|spec| spec["linux"]["cgroupsPath"] = cgroup.into());
+    builder.options(|o| o.systemd_cgroup = false)
 }
 
 /// Ends `c`, which has no cgroup of its own, by Kill `all`, and asks what there is to be asked.
@@ -138,12 +147,67 @@ fn open_dir(at: impl AsFd, name: &str) -> OwnedFd {
     openat(at, name, flags, Mode::empty()).expect("open a cgroup")
 }
 
+/// Set where a case runs as an unprivileged user, in a user namespace of its own.
+const ROOTLESS: &str = "TEST_IS_ROOTLESS";
+
+/// Runs `case` once more as an unprivileged user who owns `cgroup`, in that, as a session is
+/// that systemd made: in a user namespace, and with a /run of its own.
+#[track_caller]
+fn run_rootless(d: &Daemon, cgroup: &str, case: &str) {
+    const ENTER: &str = "for dir in $1; do echo $$ >$dir/cgroup.procs; done; shift
+        exec setpriv --reuid=1000 --regid=1000 --clear-groups unshare --user --map-root-user --mount \
+            sh -c 'mount -t tmpfs tmpfs /run && exec \"$@\"' sh \"$@\"";
+    let dirs = cgroup_dirs(cgroup);
+    for dir in &dirs {
+        for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.kill"] {
+            std::os::unix::fs::chown(dir.join(file), Some(1000), Some(1000))
+                .expect("give a cgroup away");
+        }
+    }
+    let dirs: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    let mut command = Command::new("sh");
+    command.args(["-c", ENTER, "sh", &dirs.join(" ")]);
+    command
+        .arg(std::env::current_exe().unwrap())
+        .args([case, "--exact", "--nocapture"]);
+    command.env(ROOTLESS, "1").env("TMPDIR", "/tmp");
+    let output = process::run(&mut command, &[], 4 * d.patience);
+    let text = output.stdout_text() + &output.stderr_text();
+    assert!(output.status == 0 && text.contains("1 passed"), "{text}");
+}
+
 cases! {
+    fn rootless_container_without_a_cgroup_spares_its_session(d) {
+        if std::env::var_os(ROOTLESS).is_some() {
+            let c = d.container("c", &["sleep", "inf"]);
+            let c = c.spec(|spec| drop(spec["linux"].as_object_mut().unwrap().remove("cgroupsPath")));
+            let c = c.options(|o| o.systemd_cgroup = false).run();
+            let init = c.state().unwrap().pid;
+            assert_eq!(pids(&c), [init]);
+            c.kill_all(9).unwrap();
+            assert_eq!(c.exit_status(), 137);
+            c.finish();
+        } else if is_unified() {
+            // Makes the rootfs.
+            d.running("c").end();
+            let session = d.make_cgroup("session");
+            let bystander = Bystander::in_cgroup(&session);
+            run_rootless(d, &session, "cases::isolation::rootless_container_without_a_cgroup_spares_its_session");
+            assert!(bystander.lives(), "the session was killed");
+        } else {
+            eprintln!("SKIPPED: no pure cgroup v2");
+        }
+    }
+
     fn container_in_the_shims_cgroup_is_refused(d) {
         let cgroup = d.make_cgroup("shims");
         let bystander = Bystander::in_cgroup(&cgroup);
         let c = in_cgroup(d.container("c", &["sleep", "inf"]), &cgroup);
-        let c = c.options(|o| o.shim_cgroup = cgroup.clone()).shim();
+        let c = c.options(|o| {
+            o.shim_cgroup = cgroup.clone();
+            o.systemd_cgroup = false;
+        });
+        let c = c.shim();
         // The runtime would kill all in there with the container.
         c.create().refused(Code::FAILED_PRECONDITION, "the shim or its parent is in it");
         c.shut_down();
@@ -169,6 +233,7 @@ cases! {
             let c = c.options(|o| {
                 o.binary_name = crun.clone();
                 o.shim_cgroup = cgroup.clone();
+                o.systemd_cgroup = false;
             });
             let c = c.run();
             assert_spared(&c, &bystander);
@@ -185,6 +250,7 @@ cases! {
         let c = c.options(|o| {
             o.binary_name = crun;
             o.shim_cgroup = cgroup.clone();
+            o.systemd_cgroup = false;
         });
         let c = c.run();
         fifos.stdout.wait_for("up");
@@ -204,6 +270,7 @@ cases! {
         let c = c.options(|o| {
             o.binary_name = crun;
             o.shim_cgroup = cgroup.clone();
+            o.systemd_cgroup = false;
         });
         let c = c.run();
         fifos.stdout.wait_for("up");
@@ -215,16 +282,18 @@ cases! {
 
     fn shim_that_is_moved_into_the_containers_cgroup_survives(d) {
         let c = d.container("c", &["sleep", "inf"]).host_pids().run();
-        for dir in cgroup_dirs(c.cgroup()) {
-            move_into(&dir, c.shim_pid as u32);
+        let dirs = match is_unified() {
+            true => cgroup_dirs(c.cgroup())[..1].to_vec(),
+            false => cgroup_dirs(c.cgroup()),
+        };
+        for dir in &dirs {
+            move_into(dir, c.shim_pid as u32);
         }
         assert_eq!(pids(&c), [c.state().unwrap().pid]);
         c.kill_all(9).unwrap();
         assert_eq!(c.exit_status(), 137);
-        for dir in cgroup_dirs(c.cgroup()) {
-            let mut root = dir.clone();
-            root.pop();
-            move_into(&root, c.shim_pid as u32);
+        for dir in &dirs {
+            move_into(outside(dir), c.shim_pid as u32);
         }
         c.finish();
     }
@@ -354,7 +423,7 @@ cases! {
         let c = d.running("c");
         let init = c.state().unwrap().pid;
         for dir in cgroup_dirs(c.cgroup()) {
-            move_into(dir.parent().unwrap(), init);
+            move_into(outside(&dir), init);
             fs::remove_dir(dir).unwrap();
         }
         assert_eq!(pids(&c), [init]);
@@ -367,9 +436,7 @@ cases! {
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
         let pid = e.start().unwrap();
         for dir in cgroup_dirs(c.cgroup()) {
-            if !dir.ends_with("container") {
-                move_into(dir.parent().unwrap(), pid);
-            }
+            move_into(outside(&dir), pid);
         }
         c.kill(9).unwrap();
         assert_eq!((c.exit_status(), e.exit_status()), (137, 137));

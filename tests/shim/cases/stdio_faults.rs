@@ -214,7 +214,7 @@ cases! {
         let program = logger(d, "silent", "exec /bin/sleep 1000");
         let creates = [
             ("a", both(&fifo), "no reader within 30 s"),
-            ("b", both(&format!("binary://{program}")), "it did not get ready"),
+            ("b", both(&format!("binary://{program}")), "logger not ready within 30 s"),
         ];
         let creates = creates.map(|(id, stdio, text)| {
             let c = d.container(id, &["true"]).group("pod").stdio(stdio).shim();

@@ -19,7 +19,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::mount::{MntFlags, umount2};
 use serde_json::json;
 
-use super::stdio::both;
+use super::stdio::{both, logger};
 use super::stdio_faults::{assert_answers, is_repetition, size, tapped};
 use super::unmount::Silent;
 use crate::harness::container::Container;
@@ -429,5 +429,15 @@ cases! {
         assert_eq!(e.exit_status(), 0);
         assert_eq!(fifos.stdout.end(), "/dev/pts/0\r\n");
         e.delete().unwrap();
+    }
+
+    fn logger_that_ignores_sigterm_goes_with_the_shim(d) {
+        let script = "trap '' TERM\nexec 5>&-\nwhile :; do /bin/sleep 1; done";
+        let program = logger(d, "stubborn", script);
+        let c = d.container("c", &["true"]).stdio(both(&format!("binary://{program}"))).run();
+        assert_eq!(c.exit_status(), 0);
+        assert_eq!(process::running(&program).len(), 1);
+        c.finish();
+        d.eventually("no logger", || process::running(&program).is_empty());
     }
 }

@@ -908,6 +908,7 @@ const TABLE: &[Difference] = &[
         &[Go2],
         "config_json_that_blocks_holds_up_nobody_else",
         GROUP,
+    ),
     // the command line
     fails(
         GO,

@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 # What `-v` calls the revision. Set it to build from an archive without git's data.
 SHIM_REVISION ?= $(or $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null),unknown)
 
-.PHONY: help setup build check test test-vm demo bench-io install
+.PHONY: help setup build check audit test test-vm demo bench-io install
 
 help: ## this list
 	@awk -F ':[a-z ]*## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,11 +19,18 @@ build: ## the static release binary
 	@SHIM_REVISION='$(SHIM_REVISION)' cargo build --locked --release --target $(TARGET)
 	@hack/check-binary $(BINARY)
 
-check: ## format, lints, layers, unit tests (no root, no daemon)
+# Unit tests that need root say so and are skipped for others; with NO_SKIP=1 they fail.
+check: ## format, lints, layers, dependencies, unit tests (no root, no daemon)
 	@cargo fmt --all --check
 	@cargo clippy --locked --all-targets -- -D warnings
 	@hack/check-layers
+	@hack/check-dependencies
 	@cargo test --locked --lib --bins
+
+# Needs cargo-deny (`cargo install cargo-deny --locked`, minutes) and access to the advisory
+# database, which cargo-deny fetches with git. Not a part of check: that works without both.
+audit: ## all rules of deny.toml, known vulnerabilities among them (network)
+	@cargo deny --locked check
 
 test: ## everything: setup, check, build, tests of the shim, tests with daemons (root)
 	@hack/test

@@ -327,6 +327,9 @@ impl Runtime {
     /// `error`, if it cannot read that state; else the error stays. To be called when no
     /// process of the container is left.
     pub async fn forget_unreadable(&self, id: &str, error: Error) -> Result<()> {
+        if !self.state_dir(id).exists() {
+            return Err(error);
+        }
         let (root, name) = (self.root.clone(), id.to_owned());
         let removed = blocking::run_always(move || broken_state::remove_unreadable(&root, &name));
         let removed = removed.await?;

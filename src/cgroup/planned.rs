@@ -103,6 +103,14 @@ impl Planned {
         !(self.places.is_empty() && self.plain.is_empty())
     }
 
+    /// Whether there are processes in it or below: before the container is made, another's.
+    pub fn is_populated(&self) -> bool {
+        let pids = |place: &Place| super::collect_pids(&place.dir);
+        self.places
+            .iter()
+            .any(|place| pids(place).is_ok_and(|pids| !pids.is_empty()))
+    }
+
     /// Kills all in it and below, frozen or not, if it is named after the container. An
     /// error when somebody may be left, at the latest after `limit`.
     pub async fn kill(&self, limit: Duration) -> Result<()> {
@@ -319,7 +327,7 @@ mod tests {
             fs::create_dir_all(root.path().join("sys/fs/cgroup").join(dir)).unwrap();
         }
         let found = planned(&root, "/k/c1");
-        assert!(found.exists());
+        assert!(found.exists() && !found.is_populated());
         found.kill(limit).await.unwrap();
         found.remove(limit).await.unwrap();
         for hierarchy in ["cpu", "freezer", "net_cls"] {
@@ -396,6 +404,11 @@ mod tests {
         let limit = Duration::from_secs(60);
         planned(&root, "/others").kill(limit).await.unwrap();
         fs::rename(&dir, dir.with_file_name("other-c1")).unwrap();
-        assert!(planned(&root, "/other-c1").kill(limit).await.is_err());
+        let named = planned(&root, "/other-c1");
+        assert!(named.kill(limit).await.is_err());
+        let procs = dir.with_file_name("other-c1").join("cgroup.procs");
+        fs::remove_dir(&procs).unwrap();
+        fs::write(&procs, "4711\n").unwrap();
+        assert!(named.is_populated());
     }
 }

@@ -123,6 +123,14 @@ impl Exec {
     }
 }
 
+/// What was there before the runtime was to make the container: another's.
+struct Others {
+    /// The runtime's state of the same id.
+    state: bool,
+    /// Processes in the cgroup that `config.json` asks for.
+    cgroup: bool,
+}
+
 /// A container that the runtime has made.
 pub struct Container {
     shared: Rc<Shared>,
@@ -226,18 +234,24 @@ impl Container {
     async fn begin(&self, cancel: &Cancel) -> Result<Exited> {
         let _learning = self.shared.reaper.learning();
         let io = self.open_stdio(&self.init, cancel).await?;
+        let others = Others {
+            state: self.runtime.state_dir(&self.init.id).exists(),
+            cgroup: self
+                .planned_cgroup()
+                .is_ok_and(|cgroup| cgroup.is_populated()),
+        };
         let begun = self.begin_with(io, cancel).await;
         if begun.is_err() {
-            self.undo_begin().await;
+            self.undo_begin(others).await;
         }
         begun
     }
 
     /// Removes what the runtime has made, however far it came: its state, and a cgroup that
-    /// it may not know of any more.
-    async fn undo_begin(&self) {
+    /// it may not know of any more; but not those of `others`.
+    async fn undo_begin(&self, others: Others) {
         let id = &self.init.id;
-        if self.runtime.state_dir(id).exists() {
+        if self.runtime.state_dir(id).exists() && !others.state {
             let limit = Cancel::after(UNDO_TIMEOUT);
             let undone = self.runtime.kill_and_delete(id, &limit).await;
             // A runtime that was killed may have left a directory that it takes for nothing.
@@ -251,13 +265,23 @@ impl Container {
             };
             undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
         }
+        if others.cgroup || others.state {
+            return log::warn!(
+                "undo create of {id}: another container has its name, or its cgroup"
+            );
+        }
         let undone = self.remove_planned_cgroup().await;
         undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
     }
 
+    /// The cgroup that `config.json` asks for.
+    fn planned_cgroup(&self) -> Result<Planned> {
+        Planned::find(plan(&self.init.id, &self.cgroups_path, &self.options))
+    }
+
     /// Kills what is in the cgroup that `config.json` asks for, and removes it.
     async fn remove_planned_cgroup(&self) -> Result<()> {
-        let cgroup = Planned::find(plan(&self.init.id, &self.cgroups_path, &self.options))?;
+        let cgroup = self.planned_cgroup()?;
         let killed = match cgroup.exists() {
             true => cgroup.kill(UNDO_TIMEOUT).await,
             false => return Ok(()),

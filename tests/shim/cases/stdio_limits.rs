@@ -53,6 +53,15 @@ fn pipes(c: &Container) -> BTreeMap<String, (usize, usize)> {
     entries.filter_map(|entry| of(&entry.path())).collect()
 }
 
+/// How many of them are full.
+fn full_pipes(c: &Container) -> usize {
+    let pipes = pipes(c);
+    pipes
+        .values()
+        .filter(|(size, unread)| size == unread)
+        .count()
+}
+
 /// The sizes of all of them.
 fn pipe_bytes(c: &Container) -> usize {
     pipes(c).values().map(|(size, _)| size).sum()
@@ -226,19 +235,18 @@ cases! {
         for n in 0..3 {
             let id = format!("c{n}");
             let (stdio, mut tap, _err) = tapped(d, &id);
-            // The limit is 8 MiB, of which 4 and the programs' own are in use.
-            let script = "dd if=/dev/zero of=/tmp/used bs=1M count=4 2>/dev/null && exec dd if=/dev/zero bs=64k";
+            // The limit is 8 MiB, of which 6 and the programs' own are in use.
+            let script = "dd if=/dev/zero of=/tmp/used bs=1M count=6 2>/dev/null && exec dd if=/dev/zero bs=64k";
             let c = d.shell(&id, script).stdio(stdio);
             let c = c.resources(json!({"memory": {"limit": 8 << 20, "swap": 8 << 20}})).run();
             tap.take(512 * PIECE);
             // Nobody reads any more: the writer waits once both pipes are full.
-            let full = || pipes(&c).values().filter(|(size, unread)| size == unread).count();
-            d.eventually("full pipes", || full() == 2 && tap.unread() == tap.size());
+            d.eventually("full pipes", || full_pipes(&c) == 2 && tap.unread() == tap.size());
             assert_eq!(c.status(), Status::RUNNING);
             tap.take(PIECE);
             assert_eq!(c.status(), Status::RUNNING);
             c.end();
-            drop(tap);
+            tap.rest();
             c.finish();
             assert_eq!(d.events.until(&id, "delete"), ["create", "start", "exit", "delete"]);
         }
@@ -297,14 +305,19 @@ cases! {
         if is_repetition(d) { return }
         let c = d.running("c");
         let (stdio, mut tap, _err) = tapped(d, "e");
-        // Two pipes full of output; when the first process has gone, another one of the
-        // exec reads what is left in its own.
-        let script = "exec 3</proc/self/fd/1; head -c 131072 /dev/zero; \
-            sh -c 'while kill -0 $0 2>/dev/null; do :; done; exec cat <&3 >/dev/null' $$ & exit 0";
+        // Pipes full of output; when the first process has gone, another one of the exec
+        // reads what is left in its own.
+        let script = "exec 3</proc/self/fd/1; dd if=/dev/zero bs=64k 2>/dev/null & \
+            until test -e /tmp/go; do sleep 0.05; done; kill -9 $!; \
+            sh -c 'while kill -0 $0 2>/dev/null; do :; done; exec cat <&3 4>&1 >/dev/null' $$ & exit 0";
         let e = c.exec_with("e", &["sh", "-c", script], &stdio).unwrap();
         let pid = e.start().unwrap() as i32;
+        d.eventually("full pipes", || full_pipes(&c) == 2 && tap.unread() == tap.size());
+        c.exec("go", &["touch", "/tmp/go"]).unwrap().start().unwrap();
         d.eventually("the first process to be gone", || !process::alive(pid));
-        tap.take(65536);
+        d.eventually("the pipe to be read back", || full_pipes(&c) == 1);
+        let full = tap.size();
+        tap.take(full);
         let before = cpu_time(&c);
         assert_eq!(e.exit_status(), 0);
         let spent = cpu_time(&c) - before;

@@ -27,7 +27,7 @@ check: ## format, lints, layers, dependencies, unit tests (no root, no daemon)
 	@hack/check-dependencies
 	@cargo test --locked --lib --bins
 
-# Needs cargo-deny (`cargo install cargo-deny --locked`, minutes) and access to the advisory
+# Needs cargo-deny (`cargo install cargo-deny --locked`: minutes) and access to the advisory
 # database, which cargo-deny fetches with git. Not a part of check: that works without both.
 audit: ## all rules of deny.toml, known vulnerabilities among them (network)
 	@cargo deny --locked check

@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 
 use crate::cancel::{Cancel, CancelOnDrop};
 use crate::descriptors;
 use crate::error::{Error, Kind, Result};
 use crate::proto::{self, Empty, Message, task};
-use crate::sys;
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Server};
 
@@ -36,6 +36,8 @@ pub struct Service {
     /// Set once nothing is left to serve.
     over: Cell<bool>,
     shutdown: Notify,
+    /// A call was answered.
+    worked: Notify,
     /// Where it is served.
     server: OnceCell<Rc<Server>>,
 }
@@ -47,6 +49,7 @@ impl Service {
             tasks,
             over: Cell::default(),
             shutdown: Notify::new(),
+            worked: Notify::new(),
             server: OnceCell::new(),
         })
     }
@@ -54,7 +57,17 @@ impl Service {
     /// An endpoint on `listener` that serves this.
     pub fn endpoint(self: &Rc<Self>, listener: UnixListener) -> Result<Rc<Server>> {
         let service = self.clone();
-        let handler = Rc::new(move |call| -> Answer { Box::pin(service.clone().answer(call)) });
+        let handler = Rc::new(move |call: Rc<Call>| -> Answer {
+            let service = service.clone();
+            Box::pin(async move {
+                let answer = service.clone().answer(call.clone()).await;
+                // Stats are asked for every few seconds: that is no end of a rest.
+                if call.method != "Stats" {
+                    service.worked.notify_one();
+                }
+                answer
+            })
+        });
         let server = Server::new(listener, handler, |call| call.method == "Wait")?;
         Ok(self.server.get_or_init(|| server).clone())
     }
@@ -77,6 +90,19 @@ impl Service {
             }
             // Nothing tells when a Create whose client has left fails.
         }
+    }
+
+    /// Waits until there was a call, and then none for `time`. Stats do not count, nor do
+    /// calls that are parked.
+    pub async fn at_rest(&self, time: Duration) {
+        self.worked.notified().await;
+        while timeout(time, self.worked.notified()).await.is_ok() || self.is_working() {}
+    }
+
+    fn is_working(&self) -> bool {
+        self.server
+            .get()
+            .is_some_and(|server| server.pending().0 > 0)
     }
 
     /// What is there and what is under way, in a few lines for people.
@@ -178,14 +204,7 @@ impl Service {
     ) -> Result<task::StartResponse> {
         let container = self.tasks.find(&request.id)?;
         let pid = match request.exec_id.as_str() {
-            "" => {
-                let pid = container.start(&cancel).await?;
-                // It may be long before anything is asked again.
-                if let Err(error) = sys::memory::release_code() {
-                    log::debug!("release the code's memory: {error}");
-                }
-                pid
-            }
+            "" => container.start(&cancel).await?,
             exec_id => {
                 let _claim = descriptors::claim(&format!("start exec {exec_id}"))?;
                 container.start_exec(exec_id, &cancel).await?

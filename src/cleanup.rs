@@ -174,14 +174,11 @@ async fn delete_by_runtime(
     let cancel = Cancel::after(limit);
     let is_dead = || init.is_none_or(|init| !init.is_alive());
     let delete = async {
-        match runtime.kill_and_delete(id, &cancel).await {
-            // To force it takes more: crun wants a pidfd, even of a process that has ended.
-            Err(error) if is_dead() && !cancel.is_expired() => {
-                let deleted = runtime.delete(id, &cancel).await;
-                deleted.map(drop).map_err(|_| error)
-            }
-            deleted => deleted,
+        // To force it takes more: crun wants a pidfd, even of a process that has ended.
+        if init.is_some() && is_dead() && runtime.delete(id, &cancel).await.is_ok() {
+            return Ok(());
         }
+        runtime.kill_and_delete(id, &cancel).await
     };
     // Dropped, it is killed as well.
     let deleted = timeout(limit + KILL_LIMIT, delete).await;

@@ -30,7 +30,7 @@ use crate::options::Options;
 use crate::proto::task::DeleteResponse;
 use crate::proto::{Message, Timestamp};
 use crate::reaper::Reaper;
-use crate::runtime::Runtime;
+use crate::runtime::{DELETE_PAUSE, Runtime};
 use crate::socket;
 
 /// How long everything may take: after 5 s containerd kills this process.
@@ -174,11 +174,18 @@ async fn delete_by_runtime(
     let cancel = Cancel::after(limit);
     let is_dead = || init.is_none_or(|init| !init.is_alive());
     let delete = async {
-        // To force it takes more: crun wants a pidfd, even of a process that has ended.
-        if init.is_some() && is_dead() && runtime.delete(id, &cancel).await.is_ok() {
-            return Ok(());
+        loop {
+            // To force it takes more: crun wants a pidfd, even of a process that has ended.
+            if init.is_some() && is_dead() && runtime.delete(id, &cancel).await.is_ok() {
+                return Ok(());
+            }
+            let Err(error) = runtime.force_delete(id, &cancel).await else {
+                return Ok(());
+            };
+            if cancel.unless(sleep(DELETE_PAUSE)).await.is_err() {
+                return Err(error);
+            }
         }
-        runtime.kill_and_delete(id, &cancel).await
     };
     // Dropped, it is killed as well.
     let deleted = timeout(limit + KILL_LIMIT, delete).await;

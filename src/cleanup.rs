@@ -174,6 +174,7 @@ async fn delete_by_runtime(
     let cancel = Cancel::after(limit);
     let is_dead = || init.is_none_or(|init| !init.is_alive());
     let delete = async {
+        let mut failure = None;
         loop {
             // To force it takes more: crun wants a pidfd, even of a process that has ended.
             if init.is_some() && is_dead() && runtime.delete(id, &cancel).await.is_ok() {
@@ -182,9 +183,13 @@ async fn delete_by_runtime(
             let Err(error) = runtime.force_delete(id, &cancel).await else {
                 return Ok(());
             };
+            // An answer of the runtime says more than that it was killed in the end.
+            let late = cancel.is_expired();
+            let error = failure.take().filter(|_| late).unwrap_or(error);
             if cancel.unless(sleep(DELETE_PAUSE)).await.is_err() {
                 return Err(error);
             }
+            failure = Some(error);
         }
     };
     // Dropped, it is killed as well.

@@ -9,8 +9,8 @@ fn main() {
     println!("cargo:rerun-if-changed=protos");
     println!("cargo:rustc-env=SHIM_TARGET={}", variable("TARGET"));
     println!("cargo:rustc-env=SHIM_COMPILER={}", compiler());
-    // 60 kB of relocations in 1 kB; musl's startup code knows them since 1.2.4. Linkers that
-    // do not know them warn, and write the others.
+    // 60 kB of relocations in 1 kB; musl's startup code knows them since 1.2.4, Rust's
+    // since 1.93. Linkers that do not know them warn, and write the others.
     if variable("CARGO_CFG_TARGET_ENV") == "musl" {
         println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }

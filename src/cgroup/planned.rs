@@ -59,12 +59,10 @@ impl Planned {
         let names = names(plan);
         let (mut places, plain) = places_named(root, &names, plan.shim_cgroup)?;
         places.retain(|place| !others.are_in(place));
-        let leaf = names.first().and_then(|name| name.path.file_name());
-        let leaf = leaf.unwrap_or_default().to_string_lossy();
         Ok(Planned {
             places,
             plain,
-            is_named: !plan.id.is_empty() && leaf.contains(plan.id),
+            is_named: is_named(plan),
         })
     }
 
@@ -166,6 +164,20 @@ async fn remove_tree(dir: &Path, deadline: Instant) -> io::Result<()> {
             outcome => return outcome,
         }
     }
+}
+
+/// Whether the cgroup of `plan` is named after the container (`ID`, `PREFIX-ID`), and so most
+/// likely nobody else's.
+fn is_named(plan: Plan<'_>) -> bool {
+    let path = plan.cgroups_path;
+    let name = match path.split(':').collect::<Vec<_>>()[..] {
+        // The runtime chooses the name.
+        [""] => plan.id,
+        [_slice, _prefix, name] if plan.systemd => name,
+        _ => path.rsplit('/').next().unwrap_or_default(),
+    };
+    let prefix = name.strip_suffix(plan.id);
+    !plan.id.is_empty() && prefix.is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('-'))
 }
 
 /// A name that a cgroup may have.

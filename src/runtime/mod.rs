@@ -237,7 +237,7 @@ impl Runtime {
     }
 
     /// Starts a process in container `id` from `spec`, an OCI process as JSON, and
-    /// answers its pid. When that is cut short, a process that was made is killed.
+    /// answers its pid. When that fails, a process that was made is killed.
     pub async fn exec(
         &self,
         id: &str,
@@ -255,7 +255,8 @@ impl Runtime {
         match call.run_with(io, cancel).await {
             Ok(()) => read_pid(&pid_file.0),
             Err(failure) => {
-                if let (Failure::Cut(_), Ok(pid)) = (&failure, read_pid(&pid_file.0)) {
+                // It may have been killed when the process was made.
+                if let Ok(pid) = read_pid(&pid_file.0) {
                     self.kill_child(pid);
                 }
                 Err(failed("OCI runtime exec failed")(failure))

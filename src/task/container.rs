@@ -15,13 +15,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::exits::Exits;
-use super::pending::Pending;
+use super::pending::{self, Pending};
 use super::process::Process;
 use super::state::{ExecOp, Op, Refusal, State, step, step_exec};
 use super::{Reserved, Shared, check_name};
 use crate::blocking;
 use crate::bundle::{Bundle, Spec};
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, Cause};
 use crate::cgroup::{Cgroup, Plan, Planned, Stats};
 use crate::descriptors;
 use crate::error::{Context, Error, Kind, Result};
@@ -40,6 +40,10 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long Delete waits for a call before it to end by itself.
 const TURN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long Delete waits, after that, for another Delete: longer than the output of a
+/// process that has ended is waited for.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long the undoing of a Create holds up its answer, each by the OCI runtime and by
 /// unmounting.
@@ -114,6 +118,8 @@ struct Exec {
     process: Process,
     /// An OCI process as JSON.
     spec: Vec<u8>,
+    /// Its start, while that is under way.
+    starting: RefCell<Option<Cancel>>,
 }
 
 impl Exec {
@@ -411,7 +417,7 @@ impl Container {
 
     /// Starts the init. Answers its pid.
     pub async fn start(self: &Rc<Self>, cancel: &Cancel) -> Result<u32> {
-        let _pending = self.pending.register(cancel, true);
+        let _pending = self.pending.register(cancel, pending::Kind::EndsWithInit);
         let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Start)?;
         if self.exits.borrow().init_ended() {
@@ -459,7 +465,12 @@ impl Container {
             return Err(Error::new(Kind::AlreadyExists, message));
         }
         let process = Process::new(exec_id.clone(), stdio);
-        execs.insert(exec_id.clone(), Rc::new(Exec { process, spec }));
+        let exec = Exec {
+            process,
+            spec,
+            starting: RefCell::default(),
+        };
+        execs.insert(exec_id.clone(), Rc::new(exec));
         self.tell(Event::ExecAdded {
             container_id: self.id(),
             exec_id,
@@ -470,7 +481,7 @@ impl Container {
     /// Starts an exec. Answers its pid.
     pub async fn start_exec(self: &Rc<Self>, exec_id: &str, cancel: &Cancel) -> Result<u32> {
         let exec = self.find(exec_id)?;
-        let _pending = self.pending.register(cancel, true);
+        let _pending = self.pending.register(cancel, pending::Kind::EndsWithInit);
         let _turn = cancel.unless(exec.process.turn()).await?;
         step_exec(exec.process.state(), ExecOp::Start)?;
         if self.exits.borrow().init_ended() {
@@ -485,7 +496,10 @@ impl Container {
         // Counts as running while it starts: the init's exit is told after its.
         self.exits.borrow_mut().hold();
         let learning = self.shared.reaper.learning();
-        match self.launch(&exec, cancel).await {
+        exec.starting.replace(Some(cancel.clone()));
+        let launched = self.launch(&exec, cancel).await;
+        exec.starting.take();
+        match launched {
             Ok(exited) => {
                 drop(learning);
                 Ok(self.exec_started(exec.clone(), exited))
@@ -741,7 +755,7 @@ impl Container {
 
     /// Freezes the container.
     pub async fn pause(&self, cancel: &Cancel) -> Result<()> {
-        let _pending = self.pending.register(cancel, true);
+        let _pending = self.pending.register(cancel, pending::Kind::EndsWithInit);
         let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Pause)?;
         self.pausing.set(true);
@@ -756,8 +770,11 @@ impl Container {
             self.thaw().await;
         }
         paused?;
-        // It may have ended meanwhile: then it is stopped, not paused.
-        self.step(Op::Pause)?;
+        if let Err(refusal) = self.step(Op::Pause) {
+            // It has ended meanwhile. Frozen it could not be deleted.
+            self.thaw().await;
+            return Err(refusal.into());
+        }
         self.tell(Event::Paused {
             container_id: self.id(),
         });
@@ -766,7 +783,7 @@ impl Container {
 
     /// Thaws it.
     pub async fn resume(&self, cancel: &Cancel) -> Result<()> {
-        let _pending = self.pending.register(cancel, true);
+        let _pending = self.pending.register(cancel, pending::Kind::EndsWithInit);
         let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Resume)?;
         self.runtime.resume(&self.init.id, cancel).await?;
@@ -779,7 +796,7 @@ impl Container {
 
     /// Applies OCI resources, as JSON.
     pub async fn update(&self, resources: &[u8], cancel: &Cancel) -> Result<()> {
-        let _pending = self.pending.register(cancel, true);
+        let _pending = self.pending.register(cancel, pending::Kind::EndsWithInit);
         let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Update)?;
         self.runtime.update(&self.init.id, resources, cancel).await
@@ -789,7 +806,7 @@ impl Container {
     /// the bundle.
     pub async fn checkpoint(&self, mut checkpoint: Checkpoint, cancel: &Cancel) -> Result<()> {
         // It may be what ends init, and goes on then.
-        let _pending = self.pending.register(cancel, false);
+        let _pending = self.pending.register(cancel, pending::Kind::OutlivesInit);
         let _turn = cancel.unless(self.init.turn()).await?;
         step(self.init.state(), Op::Checkpoint)?;
         let own_work = checkpoint.work_path.as_os_str().is_empty();
@@ -911,6 +928,7 @@ impl Container {
     /// container. Once it is deleted, the answer stays the same.
     pub async fn delete(&self, cancel: &Cancel) -> Result<Deleted> {
         let _turn = self.turn_to_delete(cancel).await?;
+        let _pending = self.pending.register(cancel, pending::Kind::Delete);
         if self.is_deleted() {
             return Ok(deleted(&self.init));
         }
@@ -925,6 +943,8 @@ impl Container {
         if let Some(streams) = self.init.streams() {
             cancel.unless(streams.drained()).await?;
         }
+        // The runtime takes a frozen cgroup for a paused container, though nobody is in it.
+        self.thaw().await;
         if !self.runtime.delete(&self.init.id, cancel).await? {
             let removed = self.remove_planned_cgroup().await;
             removed.unwrap_or_else(|e| log::warn!("delete {}: {e}", self.init.id));
@@ -960,6 +980,11 @@ impl Container {
             return Ok(turn);
         }
         self.pending.deleted();
+        let turn = timeout(DELETE_TIMEOUT, self.init.turn());
+        if let Ok(turn) = cancel.unless(turn).await? {
+            return Ok(turn);
+        }
+        self.pending.deleted_again();
         Ok(cancel.unless(self.init.turn()).await?)
     }
 
@@ -972,7 +997,7 @@ impl Container {
     /// [`Container::forget_exec`] another call answers the same.
     pub async fn delete_exec(&self, exec_id: &str, cancel: &Cancel) -> Result<Deleted> {
         let exec = self.find(exec_id)?;
-        let _turn = cancel.unless(exec.process.turn()).await?;
+        let _turn = self.turn_to_delete_exec(&exec, cancel).await?;
         if exec.process.state() == State::Deleted {
             return Ok(deleted(&exec.process));
         }
@@ -984,6 +1009,22 @@ impl Container {
         exec.step(ExecOp::Delete)?;
         exec.process.give_up();
         Ok(deleted(&exec.process))
+    }
+
+    /// Waits for the turn of an exec's Delete. A start that takes long is cut short.
+    async fn turn_to_delete_exec<'a>(
+        &self,
+        exec: &'a Exec,
+        cancel: &Cancel,
+    ) -> Result<MutexGuard<'a, ()>> {
+        let turn = timeout(TURN_TIMEOUT, exec.process.turn());
+        if let Ok(turn) = cancel.unless(turn).await? {
+            return Ok(turn);
+        }
+        if let Some(start) = &*exec.starting.borrow() {
+            start.cancel(Cause::Deleted);
+        }
+        Ok(cancel.unless(exec.process.turn()).await?)
     }
 
     /// The client that deleted the exec has its answer: nobody will ask again.

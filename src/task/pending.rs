@@ -16,7 +16,18 @@ pub struct Pending {
 
 struct Call {
     cancel: Cancel,
-    ends_with_init: bool,
+    kind: Kind,
+}
+
+/// What may cut a call short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It has no purpose once init has exited.
+    EndsWithInit,
+    /// It may be what ends init.
+    OutlivesInit,
+    /// Only another Delete may cut it short.
+    Delete,
 }
 
 /// A call under way, until it is dropped.
@@ -26,16 +37,16 @@ pub struct Registered<'a> {
 }
 
 impl Pending {
-    /// Registers a call. One that `ends_with_init` has no purpose once init has exited.
-    pub fn register(&self, cancel: &Cancel, ends_with_init: bool) -> Registered<'_> {
-        if ends_with_init && self.init_exited.get() {
+    /// Registers a call.
+    pub fn register(&self, cancel: &Cancel, kind: Kind) -> Registered<'_> {
+        if kind == Kind::EndsWithInit && self.init_exited.get() {
             cancel.cancel(Cause::InitExited);
         }
         let number = self.last.get() + 1;
         self.last.set(number);
         let call = Call {
             cancel: cancel.clone(),
-            ends_with_init,
+            kind,
         };
         self.calls.borrow_mut().insert(number, call);
         Registered {
@@ -47,17 +58,24 @@ impl Pending {
     /// Cuts short what has no purpose without init, now and later.
     pub fn init_exited(&self) {
         self.init_exited.set(true);
-        let calls = self.calls.borrow();
-        let ending = calls.values().filter(|call| call.ends_with_init);
-        ending.for_each(|call| call.cancel.cancel(Cause::InitExited));
+        self.cut(|kind| kind == Kind::EndsWithInit, Cause::InitExited);
     }
 
-    /// Cuts short everything.
+    /// Cuts short everything but Deletes.
     pub fn deleted(&self) {
+        self.cut(|kind| kind != Kind::Delete, Cause::Deleted);
+    }
+
+    /// Cuts short a Delete that another one waits for.
+    pub fn deleted_again(&self) {
+        self.cut(|kind| kind == Kind::Delete, Cause::Deleted);
+    }
+
+    fn cut(&self, these: impl Fn(Kind) -> bool, cause: Cause) {
         let calls = self.calls.borrow();
-        calls
-            .values()
-            .for_each(|call| call.cancel.cancel(Cause::Deleted));
+        for call in calls.values().filter(|call| these(call.kind)) {
+            call.cancel.cancel(cause);
+        }
     }
 }
 

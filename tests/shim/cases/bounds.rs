@@ -447,4 +447,61 @@ cases! {
         c.create().unwrap();
         c.finish();
     }
+
+    fn delete_does_not_wait_for_a_delete_that_hangs(d) {
+        let runtime = d.fake_runtime();
+        let c = container(d, &runtime, "c").run();
+        c.end();
+        let mut held = runtime.hold("delete", At::Before);
+        // Its client sends no deadline, and does not leave.
+        let request = task::DeleteRequest { id: "c".into(), ..Default::default() };
+        let other = c.reconnect();
+        let first: Pending<task::DeleteResponse> =
+            other.send(c.api.service(), "Delete", &request, Duration::ZERO);
+        held.reached();
+        let patient = Connection::open(&c.started.address, 3 * d.patience).unwrap();
+        let second = c.over(&patient).delete_pending();
+        assert!(first.wait().is_err());
+        held.release();
+        // The runtime may hang in the second one, too, if that was faster than the release.
+        if second.wait().is_err() {
+            c.delete().unwrap();
+        }
+        assert_no_call(d, &runtime);
+        c.shut_down();
+    }
+
+    fn exec_that_hangs_can_be_deleted(d) {
+        let runtime = d.fake_runtime();
+        let c = container(d, &runtime, "c").run();
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let mut held = runtime.hold("exec", At::Before);
+        let other = c.reconnect();
+        let start: Pending<StartResponse> =
+            other.send(c.api.service(), "Start", &start_request(&e), Duration::ZERO);
+        held.reached();
+        assert_eq!(e.delete().unwrap().pid, 0);
+        assert!(start.wait().is_err());
+        assert_no_call(d, &runtime);
+        assert_eq!(c.status(), Status::RUNNING);
+        c.end();
+        c.finish();
+    }
+
+    fn runtime_that_is_killed_in_exec_leaves_no_process(d) {
+        let runtime = d.fake_runtime();
+        let c = container(d, &runtime, "c").run();
+        let e = c.exec("e", &["sleep", "inf"]).unwrap();
+        let mut held = runtime.hold("exec", At::After);
+        let start = e.start_pending();
+        held.reached();
+        for pid in process::running(&runtime.path()) {
+            process::signal(pid, Signal::SIGKILL);
+        }
+        assert!(start.wait().is_err());
+        d.eventually("init alone", || c.pids().unwrap().len() == 1);
+        held.release();
+        c.end();
+        c.finish();
+    }
 }

@@ -514,4 +514,25 @@ cases! {
             d.leftovers("c").is_empty()
         });
     }
+
+    fn cgroup_that_is_frozen_after_the_exit_can_be_deleted(d) {
+        let c = d.running("c");
+        let freezer = freezer(c.cgroup());
+        c.end();
+        // As a pause does that comes too late.
+        freeze(d, &freezer);
+        c.finish();
+    }
+
+    fn delete_leaves_a_neighbour_in_a_cgroup_of_another_name_alone(d) {
+        let cgroup = d.make_cgroup("batch");
+        let neighbour = in_cgroup(d.container("neighbour", &["sleep", "inf"]), &cgroup).run();
+        // Its name is a part of the cgroup's.
+        let c = in_cgroup(d.container("a", &["sleep", "inf"]), &cgroup).run();
+        c.kill_shim();
+        // It may fail, as the runtime cannot remove the cgroup.
+        d.delete_output("a");
+        assert_eq!(neighbour.status(), Status::RUNNING);
+        neighbour.end();
+    }
 }

@@ -73,6 +73,7 @@ fn owner(reaper: &Reaper) -> Owner<'_> {
     Owner {
         namespace: "ns",
         container_id: "id",
+        exec_id: "",
         bundle: Path::new("/tmp"),
         uid: geteuid().as_raw(),
         gid: getegid().as_raw(),

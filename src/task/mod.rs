@@ -47,12 +47,14 @@ impl Shared {
     fn owner<'a>(
         &'a self,
         container_id: &'a str,
+        exec_id: &'a str,
         bundle: &'a Bundle,
         options: &Options,
     ) -> Owner<'a> {
         Owner {
             namespace: &self.namespace,
             container_id,
+            exec_id,
             bundle: bundle.path(),
             uid: options.io_uid,
             gid: options.io_gid,
@@ -105,7 +107,7 @@ impl Tasks {
         let mut slots = self.slots.by_id.borrow_mut();
         let taken = match slots.get(id) {
             None => None,
-            Some(Slot::Creating(_)) => Some("it is being created, or that is being undone"),
+            Some(Slot::Creating(_)) => Some("is being created, or its creation is being undone"),
             Some(Slot::Created(container)) if container.is_deleted() => None,
             Some(Slot::Created(_)) => Some("already exists"),
         };
@@ -152,7 +154,10 @@ impl Tasks {
             .await
             .is_err()
         {
-            log::error!("undo create of {id}: not done within {GIVE_UP_TIMEOUT:?}");
+            log::error!(
+                id;
+                "undo create of container: not done within {GIVE_UP_TIMEOUT:?}"
+            );
         }
     }
 

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use tokio::sync::{Mutex, Notify};
@@ -31,6 +31,7 @@ pub struct Process {
     streams: RefCell<Option<Rc<Streams>>>,
     /// A client may close stdin before there is one.
     stdin_closed: Cell<bool>,
+    started_at: Cell<Option<SystemTime>>,
     exit: Cell<Option<Exit>>,
     /// What it ran when it was made.
     program_at_first: RefCell<Option<PathBuf>>,
@@ -53,6 +54,7 @@ impl Process {
             child: RefCell::default(),
             streams: RefCell::default(),
             stdin_closed: Cell::default(),
+            started_at: Cell::default(),
             exit: Cell::default(),
             program_at_first: RefCell::default(),
             runs_for_sure: Cell::default(),
@@ -164,6 +166,23 @@ impl Process {
     /// Gives up its stdio: every descriptor of it is closed.
     pub fn close_streams(&self) {
         self.streams.take();
+    }
+
+    /// It runs its program now, by request.
+    pub fn started(&self) {
+        self.started_at.set(Some(SystemTime::now()));
+    }
+
+    /// The time from its start to its exit; 0 if it had no start.
+    pub fn lifetime(&self) -> Duration {
+        let (started, exit) = (self.started_at.get(), self.exit());
+        let lifetime = started
+            .zip(exit)
+            .map(|(at, exit)| exit.at.duration_since(at));
+        // It may have exited before its start was done.
+        lifetime
+            .and_then(|lifetime| lifetime.ok())
+            .unwrap_or_default()
     }
 
     /// How it ended, if it did.

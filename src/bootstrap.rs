@@ -65,7 +65,7 @@ struct Request {
 /// what containerd sent on stdin, the reply goes to `output`.
 pub fn run(flags: &Flags, input: &[u8], output: &mut impl Write) -> Result<()> {
     let request = Request::decode(flags, input)?;
-    let bundle = Bundle::at(std::env::current_dir().context(|| "find the bundle")?);
+    let bundle = Bundle::at(std::env::current_dir().context(|| "get the working directory")?);
     start(flags, &request, &bundle, output)
 }
 

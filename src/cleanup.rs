@@ -69,7 +69,7 @@ const KILLED: u32 = 137;
 /// bundle, and tries again when it starts next.
 pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
     let bundle = match flags.bundle.as_str() {
-        "" => Bundle::at(std::env::current_dir().context(|| "find the bundle")?),
+        "" => Bundle::at(std::env::current_dir().context(|| "get the working directory")?),
         path => Bundle::at(path),
     };
     let pid = clean_up(flags, &bundle, &mut |warning| {
@@ -200,7 +200,7 @@ fn planned_cgroup(flags: &Flags, bundle: &Bundle, options: &Options) -> Option<P
         shim_cgroup: &options.shim_cgroup,
     };
     Planned::find(plan)
-        .inspect_err(|e| log::warn!("find the cgroup of {}: {e}", flags.id))
+        .inspect_err(|e| log::warn!(id = flags.id; "find the container's cgroup: {e}"))
         .ok()
 }
 
@@ -229,7 +229,7 @@ impl Init {
         while self.is_alive() {
             if Instant::now() >= deadline {
                 let text = format!(
-                    "delete container {}: its init, process {}, is still alive",
+                    "delete container {}: its init (process {}) is still alive",
                     self.id, self.pid
                 );
                 return Err(Error::new(Kind::FailedPrecondition, text));

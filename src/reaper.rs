@@ -44,7 +44,7 @@ impl Exit {
     /// The signal's name that a status above 128 stands for; empty for another status. A
     /// shell exits with the same status when its child was killed.
     pub fn signal(&self) -> &'static str {
-        let number = self.status.checked_sub(128).unwrap_or_default();
+        let number = self.status.saturating_sub(128);
         let signal = nix::sys::signal::Signal::try_from(number as i32);
         signal.map_or("", |signal| signal.as_str())
     }

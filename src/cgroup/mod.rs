@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::proto::{Any, Message};
@@ -53,6 +54,18 @@ pub struct Cgroup {
     reader: RefCell<Option<Reader>>,
     /// The statistics of [`Cgroup::keep_stats`].
     kept: RefCell<Option<Stats>>,
+}
+
+/// How cgroups are mounted: `v1`, `v2`, or `hybrid`, which is v1 with a v2 hierarchy
+/// without controllers beside it.
+pub fn mode() -> &'static str {
+    let is_v2 =
+        |path: &str| statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    match (is_v2("/sys/fs/cgroup"), is_v2("/sys/fs/cgroup/unified")) {
+        (true, _) => "v2",
+        (false, true) => "hybrid",
+        (false, false) => "v1",
+    }
 }
 
 /// The directory whose files tell of memory.

@@ -4,6 +4,7 @@
 //! A call that changes something is cut short, and undone, a moment after its client has
 //! left or its deadline has passed.
 
+mod request_log;
 mod wire;
 
 use std::cell::{Cell, OnceCell};
@@ -24,6 +25,7 @@ use crate::proto::{self, Empty, Message, task};
 use crate::sys;
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Server};
+use request_log::RequestLog;
 
 /// Both names of the service.
 const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
@@ -54,7 +56,15 @@ impl Service {
     /// An endpoint on `listener` that serves this.
     pub fn endpoint(self: &Rc<Self>, listener: UnixListener) -> Result<Rc<Server>> {
         let service = self.clone();
-        let handler = Rc::new(move |call| -> Answer { Box::pin(service.clone().answer(call)) });
+        let handler = Rc::new(move |call: Rc<Call>| -> Answer {
+            let service = service.clone();
+            Box::pin(async move {
+                let log = RequestLog::new(call.clone());
+                let answer = service.answer(call).await;
+                log.answered(&answer);
+                answer
+            })
+        });
         let server = Server::new(listener, handler, |call| call.method == "Wait")?;
         Ok(self.server.get_or_init(|| server).clone())
     }
@@ -79,15 +89,17 @@ impl Service {
         }
     }
 
-    /// What is there and what is under way, in a few lines for people.
-    pub fn report(&self) -> Vec<String> {
+    /// What is there and what is under way, in a few lines for people, each with the id of
+    /// its container; empty: the server.
+    pub fn report(&self) -> Vec<(String, String)> {
         let mut lines = self.tasks.report();
         if let Some(server) = self.server.get() {
             let (running, parked) = server.pending();
-            lines.push(format!(
-                "{} connections, {running} requests under way, {parked} parked",
+            let line = format!(
+                "{} connections, {running} requests under way, {parked} waiting for an exit",
                 server.connections()
-            ));
+            );
+            lines.push((String::new(), line));
         }
         lines
     }
@@ -172,7 +184,7 @@ impl Service {
                 let pid = container.start(&cancel).await?;
                 // It may be long before anything is asked again.
                 if let Err(error) = sys::memory::release_code() {
-                    log::debug!("release the code's memory: {error}");
+                    log::debug!("release memory of code: {error}");
                 }
                 pid
             }

@@ -415,7 +415,10 @@ impl Container {
     fn log(&self, event: &Event) {
         let id = &self.init.id;
         match event {
-            Event::Create { pid, bundle, .. } => log::info!(pid, bundle, id; "container created"),
+            Event::Create { pid, bundle, .. } => {
+                let runtime = self.runtime.binary();
+                log::info!(pid, runtime, bundle, id; "container created");
+            }
             Event::Start { pid, .. } => match &self.checkpoint {
                 Some(image) => log::info!(pid, image, id; "container restored from checkpoint"),
                 None => log::info!(pid, id; "container started"),

@@ -191,12 +191,15 @@ impl Tasks {
         self.slots.by_id.borrow().is_empty()
     }
 
-    /// Each container in a line, for people: its processes, their states and pids.
-    pub fn report(&self) -> Vec<String> {
+    /// Each container's id and, for people, its processes, their states and pids.
+    pub fn report(&self) -> Vec<(String, String)> {
         let slots = self.slots.by_id.borrow();
         let line = |(id, slot): (&String, &Slot)| match slot {
-            Slot::Created(container) => format!("container {id}: {}", container.report()),
-            Slot::Creating(_) => format!("container {id}: is being created"),
+            Slot::Created(container) => (
+                id.clone(),
+                format!("container {id}: {}", container.report()),
+            ),
+            Slot::Creating(_) => (id.clone(), format!("container {id}: is being created")),
         };
         slots.iter().map(line).collect()
     }

@@ -396,7 +396,7 @@ mod tests {
         put("stat", "42 (a ) Z b) S 1 1");
         put("cgroup", "0::/k8s.io/c1\n");
         let error = init.ended(Instant::now()).await.unwrap_err();
-        let expected = "delete container c1: its init, process 42, is still alive";
+        let expected = "delete container c1: its init (process 42) is still alive";
         assert_eq!(error.to_string(), expected);
         put("cgroup", "0::/others\n");
         init.ended(Instant::now()).await.expect("a reused pid");

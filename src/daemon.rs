@@ -57,7 +57,7 @@ fn listener(path: &str) -> Result<UnixListener> {
         let inherited = sys::fd::take_inherited(LISTENER);
         return inherited
             .map(UnixListener::from)
-            .context(|| format!("take the listening socket, descriptor {LISTENER}"));
+            .context(|| format!("take over the listening socket (descriptor {LISTENER})"));
     }
     match socket::claim(Path::new(path)).context(|| format!("listen on {path}"))? {
         Claim::Ours(listener) => Ok(listener),
@@ -103,7 +103,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     server.close();
     // Events first: their clients see them before they see the shim go.
     deliver_last(&events).await;
-    bounded("send the last answers", FAREWELL, server.flushed()).await;
+    bounded("send the last responses", FAREWELL, server.flushed()).await;
     bounded("stop the loggers", FAREWELL, stdio::loggers_ended()).await;
     Ok(())
 }

@@ -114,7 +114,7 @@ async fn kill_in(
         }
     }
     if walk.is_cut() {
-        let message = format!("more than {DIRECTORIES_PER_PASS} cgroups below");
+        let message = format!("more than {DIRECTORIES_PER_PASS} child cgroups");
         return Err(io::Error::other(message));
     }
     Ok(())
@@ -139,7 +139,7 @@ impl Turn {
         if self.0.is_multiple_of(STEPS_PER_TURN) {
             yield_now().await;
             if Instant::now() >= deadline {
-                return Err(io::Error::other("not done within the time allowed"));
+                return Err(io::Error::other("timed out"));
             }
         }
         Ok(())

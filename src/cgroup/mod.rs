@@ -112,7 +112,7 @@ impl Cgroup {
             Some(place) => Err(Error::new(
                 Kind::FailedPrecondition,
                 format!(
-                    "cgroup {} is not the container's alone",
+                    "cgroup {}: the shim or its parent is in it",
                     place.dir.display()
                 ),
             )),
@@ -249,7 +249,7 @@ fn join_in(root: &Path, path: &Path, pid: i32) -> Result<()> {
     }
     dirs.iter().try_for_each(|dir| {
         files::write(&dir.join("cgroup.procs"), &pid.to_string())
-            .context(|| format!("put process {pid} into cgroup {}", dir.display()))
+            .context(|| format!("move process {pid} to cgroup {}", dir.display()))
     })
 }
 
@@ -464,7 +464,7 @@ mod tests {
         let (root, _) = v1();
         fs::write(root.path().join("proc/7/cgroup"), "4:memory:/\n0::/\n").unwrap();
         let error = Cgroup::of_in(root.path(), 7).err().unwrap();
-        assert_eq!(error.to_string(), "cgroup of process 7 alone: not found");
+        assert_eq!(error.to_string(), "own cgroup of process 7: not found");
         let error = Cgroup::of_in(root.path(), 8).err().unwrap();
         assert!(error.to_string().contains("/proc/8/cgroup: "), "{error}");
     }

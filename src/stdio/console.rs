@@ -199,7 +199,7 @@ impl Terminal {
         let Some(master) = self.master() else { return };
         let Subject { id, exec } = &*self.subject;
         if timeout(DRAIN, drain.idle(&master)).await.is_err() {
-            log::debug!(id, exec; "hang up terminal: it still has output");
+            log::debug!(id, exec; "hang up terminal: unread output is lost");
         }
         if let Some(slave) = self.slave.take()
             && let Err(e) = sys::tty::hang_up(slave.as_fd())

@@ -255,7 +255,7 @@ impl Container {
             let limit = Cancel::after(UNDO_TIMEOUT);
             let undone = self.runtime.kill_and_delete(id, &limit).await;
             // A runtime that was killed may have left a directory that it takes for nothing.
-            let left = || Error::unknown("delete left the state");
+            let left = || Error::unknown("OCI runtime delete left the state directory");
             let undone = match self.runtime.state_dir(id).exists() {
                 true => {
                     let error = undone.err().unwrap_or_else(left);
@@ -1138,7 +1138,7 @@ async fn undo_mounts(
 
 fn adopt(shared: &Shared, pid: i32) -> Result<(crate::reaper::Child, Exited)> {
     let adopted = shared.reaper.adopt(pid);
-    adopted.context(|| format!("adopt process {pid} that the OCI runtime made"))
+    adopted.context(|| format!("adopt process {pid} that the OCI runtime started"))
 }
 
 fn resize(process: &Process, width: u16, height: u16) -> Result<()> {

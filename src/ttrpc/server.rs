@@ -138,7 +138,7 @@ impl Server {
                 }
                 Err(e) => {
                     if !mem::replace(&mut failing, true) {
-                        warn!("accept ttrpc connection, will try again: {e}");
+                        warn!("accept ttrpc connection failed, will retry: {e}");
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -271,7 +271,10 @@ impl SocketFile {
                     warn!("remove {}: {e}", self.path.display());
                 }
             }
-            Ok(_) => debug!("{} is another's socket now", self.path.display()),
+            Ok(_) => debug!(
+                "keep {}: it is the socket of another server",
+                self.path.display()
+            ),
             Err(e) => debug!("remove {}: {e}", self.path.display()),
         }
     }
@@ -386,7 +389,7 @@ impl Connection {
             Frame::Message { id, .. } | Frame::Oversize { id, .. } => id,
         };
         if id <= self.last_id {
-            let wrong = format!("stream id {id} after {}", self.last_id);
+            let wrong = format!("stream ID {id} after {}", self.last_id);
             return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
         }
         self.last_id = id;

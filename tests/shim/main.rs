@@ -21,6 +21,7 @@ mod cases {
     mod isolation;
     mod kill;
     mod lifecycle;
+    mod logs;
     mod metrics;
     mod mounts;
     mod options;

@@ -30,7 +30,7 @@ use crate::options::Options;
 use crate::proto::task::DeleteResponse;
 use crate::proto::{Message, Timestamp};
 use crate::reaper::Reaper;
-use crate::runtime::Runtime;
+use crate::runtime::{DELETE_PAUSE, Runtime};
 use crate::socket;
 
 /// How long everything may take: after 5 s containerd kills this process.
@@ -67,6 +67,7 @@ const KILLED: u32 = 137;
 /// # Errors
 /// When the container's init is still alive after all that. containerd then keeps the
 /// bundle, and tries again when it starts next.
+#[inline(never)] // as `daemon::run`
 pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
     let bundle = match flags.bundle.as_str() {
         "" => Bundle::at(std::env::current_dir().context(|| "get the working directory")?),
@@ -173,13 +174,22 @@ async fn delete_by_runtime(
     let cancel = Cancel::after(limit);
     let is_dead = || init.is_none_or(|init| !init.is_alive());
     let delete = async {
-        match runtime.kill_and_delete(id, &cancel).await {
+        let mut failure = None;
+        loop {
             // To force it takes more: crun wants a pidfd, even of a process that has ended.
-            Err(error) if is_dead() && !cancel.is_expired() => {
-                let deleted = runtime.delete(id, &cancel).await;
-                deleted.map(drop).map_err(|_| error)
+            if init.is_some() && is_dead() && runtime.delete(id, &cancel).await.is_ok() {
+                return Ok(());
             }
-            deleted => deleted,
+            let Err(error) = runtime.force_delete(id, &cancel).await else {
+                return Ok(());
+            };
+            // An answer of the runtime says more than that it was killed in the end.
+            let late = cancel.is_expired();
+            let error = failure.take().filter(|_| late).unwrap_or(error);
+            if cancel.unless(sleep(DELETE_PAUSE)).await.is_err() {
+                return Err(error);
+            }
+            failure = Some(error);
         }
     };
     // Dropped, it is killed as well.

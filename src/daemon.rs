@@ -8,17 +8,18 @@
 use std::future::Future;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::bundle::Bundle;
 use crate::cgroup;
 use crate::cli::Flags;
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
+use crate::local;
 use crate::reaper::Reaper;
 use crate::service::Service;
 use crate::socket::{self, Claim};
@@ -31,12 +32,19 @@ const LISTENER: i32 = 3;
 /// How long a server with neither container nor client waits for one. containerd dials
 /// milliseconds after `start` has answered; a `start` that was killed leaves nobody.
 const DESERTED: Duration = Duration::from_secs(30);
+/// How long after the last request the server gives back the memory that it needs at work.
+const REST: Duration = Duration::from_millis(100);
+/// How long it then keeps what it needs again, so that frequent calls, such as the execs of
+/// a health check, do not pay for it each time.
+const KEEP: Duration = Duration::from_secs(30);
 /// How long the end waits for answers and events to be taken.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long it waits for events to be taken while nobody listens for them.
 const FAREWELL_TO_NOBODY: Duration = Duration::from_secs(1);
 
 /// Serves until there is nothing left to serve.
+// Not in the frame of `main`, which the server has on its stack for ever.
+#[inline(never)]
 pub fn run(flags: &Flags) -> Result<()> {
     let bundle = Bundle::at(std::env::current_dir().context(|| "get the working directory")?);
     // Without its log a server is still worth having.
@@ -73,7 +81,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     let mut user = signal(SignalKind::user_defined1()).context(|| "listen for SIGUSR1")?;
 
     let events = Events::new(flags.ttrpc_address.clone(), flags.namespace.clone());
-    spawn_local(events.clone().run());
+    local::spawn(events.clone().run());
 
     let tasks = Tasks::new(Shared {
         reaper,
@@ -83,7 +91,8 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     });
     let service = Service::new(tasks);
     let server = service.endpoint(listener)?;
-    spawn_local(server.clone().run());
+    local::spawn(server.clone().run());
+    local::spawn(release_memory_at_rest(service.clone()));
     log_start();
 
     let report = async {
@@ -122,6 +131,16 @@ fn log_start() {
         bundle:% = bundle.display();
         "shim started"
     );
+}
+
+async fn release_memory_at_rest(service: Rc<Service>) {
+    loop {
+        service.at_rest(REST).await;
+        if let Err(error) = sys::memory::release() {
+            log::debug!("release memory: {error}");
+        }
+        sleep(KEEP).await;
+    }
 }
 
 /// Writes to the log what there is to know of a server that seems stuck.

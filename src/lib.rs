@@ -34,6 +34,7 @@ pub mod blocking;
 pub mod bundle;
 pub mod cancel;
 pub mod descriptors;
+pub mod local;
 pub mod options;
 
 pub mod error;

@@ -28,10 +28,11 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::task::JoinHandle;
 
 use crate::cgroup::{self, Cgroup, MemoryDir};
 use crate::error::{Context, Error, Result};
+use crate::local;
 use crate::sys::fd::{eventfd, watch};
 
 /// A watch for OOM kills in a container's cgroup. Dropping it ends it.
@@ -100,7 +101,7 @@ impl OomWatch {
                 watched(event, Interest::READABLE)
             })
             .context(|| format!("watch {}", file.display()))?;
-        let task = spawn_local(counter.clone().follow_v1(notified));
+        let task = local::spawn(counter.clone().follow_v1(notified));
         Ok(OomWatch { counter, task })
     }
 
@@ -115,7 +116,7 @@ impl OomWatch {
         let changes = changes
             .and_then(|file| watched(file.into(), Interest::PRIORITY))
             .context(|| format!("watch {}", file.display()))?;
-        let task = spawn_local(counter.clone().follow_v2(changes));
+        let task = local::spawn(counter.clone().follow_v2(changes));
         Ok(OomWatch { counter, task })
     }
 

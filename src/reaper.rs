@@ -17,7 +17,7 @@ use std::fs;
 use std::future::Future;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::process::Command;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -27,6 +27,7 @@ use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::local;
 use crate::sys::process;
 
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
@@ -160,20 +161,28 @@ impl Reaper {
     /// Does `work` on an event loop that reaps. Orphans of what it spawns become
     /// children of this process.
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> io::Result<T> {
+        let mut done = None;
+        self.drive(pin!(async { done = Some(work.await) }))?;
+        done.ok_or_else(|| io::Error::other("the event loop ended before its work"))
+    }
+
+    /// As [`Reaper::block_on`], for work of one type: an event loop is much code.
+    fn drive(&self, work: Pin<&mut dyn Future<Output = ()>>) -> io::Result<()> {
         nix::sys::prctl::set_child_subreaper(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         tokio::task::LocalSet::new().block_on(&runtime, async {
             self.start()?;
-            Ok(work.await)
+            work.await;
+            Ok(())
         })
     }
 
     /// Reaps from now on. Needs a tokio runtime and a `LocalSet`.
     pub fn start(&self) -> io::Result<()> {
         let children = signal(SignalKind::child())?;
-        tokio::task::spawn_local(self.clone().run(children));
+        local::spawn(self.clone().run(children));
         Ok(())
     }
 

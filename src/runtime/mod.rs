@@ -28,9 +28,10 @@ const DEFAULT_BINARY: &str = "runc";
 /// Where runtimes keep state when the options name no root.
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
 
-/// How often a container is tried to be killed and deleted, and the time between.
+/// How often a container is tried to be killed and deleted.
 const DELETE_TRIES: u32 = 10;
-const DELETE_PAUSE: Duration = Duration::from_millis(200);
+/// The time between two of these tries.
+pub const DELETE_PAUSE: Duration = Duration::from_millis(200);
 
 /// An OCI runtime, for the containers of one namespace.
 pub struct Runtime {
@@ -351,11 +352,16 @@ impl Runtime {
     /// dying, so that it takes another try.
     pub async fn kill_and_delete(&self, id: &str, cancel: &Cancel) -> Result<()> {
         for _ in 1..DELETE_TRIES {
-            if self.delete_with(&["--force"], id, cancel).await.is_ok() {
+            if self.force_delete(id, cancel).await.is_ok() {
                 return Ok(());
             }
             cancel.unless(tokio::time::sleep(DELETE_PAUSE)).await?;
         }
+        self.force_delete(id, cancel).await
+    }
+
+    /// As [`Runtime::kill_and_delete`], once.
+    pub async fn force_delete(&self, id: &str, cancel: &Cancel) -> Result<()> {
         self.delete_with(&["--force"], id, cancel).await
     }
 

@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 
 use crate::cancel::{Cancel, CancelOnDrop};
 use crate::descriptors;
 use crate::error::{Error, Kind, Result};
 use crate::proto::{self, Empty, Message, task};
-use crate::sys;
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Server};
 use request_log::RequestLog;
@@ -38,6 +38,8 @@ pub struct Service {
     /// Set once nothing is left to serve.
     over: Cell<bool>,
     shutdown: Notify,
+    /// A call was answered.
+    worked: Notify,
     /// Where it is served.
     server: OnceCell<Rc<Server>>,
 }
@@ -49,6 +51,7 @@ impl Service {
             tasks,
             over: Cell::default(),
             shutdown: Notify::new(),
+            worked: Notify::new(),
             server: OnceCell::new(),
         })
     }
@@ -60,8 +63,12 @@ impl Service {
             let service = service.clone();
             Box::pin(async move {
                 let log = RequestLog::new(call.clone());
-                let answer = service.answer(call).await;
+                let answer = service.clone().answer(call.clone()).await;
                 log.answered(&answer);
+                // Stats are asked for every few seconds: that is no end of a rest.
+                if call.method != "Stats" {
+                    service.worked.notify_one();
+                }
                 answer
             })
         });
@@ -87,6 +94,19 @@ impl Service {
             }
             // Nothing tells when a Create whose client has left fails.
         }
+    }
+
+    /// Waits until there was a call, and then none for `time`. Stats do not count, nor do
+    /// calls that are parked.
+    pub async fn at_rest(&self, time: Duration) {
+        self.worked.notified().await;
+        while timeout(time, self.worked.notified()).await.is_ok() || self.is_working() {}
+    }
+
+    fn is_working(&self) -> bool {
+        self.server
+            .get()
+            .is_some_and(|server| server.pending().0 > 0)
     }
 
     /// What is there and what is under way, in a few lines for people, each with the id of
@@ -122,29 +142,39 @@ impl Service {
         }
         let payload = &call.payload;
         match call.method.as_str() {
-            "State" => now(payload, |r| self.state(r)),
-            "Create" => spawned(payload, |r, cancel| self.create(r, cancel)).await,
-            "Start" => spawned(payload, |r, cancel| self.start(r, cancel)).await,
-            "Delete" => {
-                let service = self.clone();
-                let answer = spawned(payload, |r, cancel| service.delete(r, cancel)).await?;
-                // The client is there to take it.
-                self.deleted(decode(payload)?);
-                Ok(answer)
-            }
-            "Pids" => now(payload, |r| self.pids(r)),
-            "Pause" => spawned(payload, |r, cancel| self.pause(r, cancel)).await,
-            "Resume" => spawned(payload, |r, cancel| self.resume(r, cancel)).await,
-            "Checkpoint" => spawned(payload, |r, cancel| self.checkpoint(r, cancel)).await,
-            "Kill" => spawned(payload, |r, cancel| self.kill(r, cancel)).await,
-            "Exec" => now(payload, |r| self.exec(r)),
-            "ResizePty" => now(payload, |r| self.resize_pty(r)),
-            "CloseIO" => now(payload, |r| self.close_io(r)),
-            "Update" => spawned(payload, |r, cancel| self.update(r, cancel)).await,
-            "Wait" => wire::encode(&self.wait(decode(payload)?).await?),
-            "Stats" => now(payload, |r| self.stats(r)),
-            "Connect" => now(payload, |r| self.connect(r)),
-            "Shutdown" => spawned(payload, |r, _| self.shutdown(r)).await,
+            "State" => return now(payload, |r| self.state(r)),
+            "Pids" => return now(payload, |r| self.pids(r)),
+            "Exec" => return now(payload, |r| self.exec(r)),
+            "ResizePty" => return now(payload, |r| self.resize_pty(r)),
+            "CloseIO" => return now(payload, |r| self.close_io(r)),
+            "Wait" => return wire::encode(&self.wait(decode(payload)?).await?),
+            "Stats" => return now(payload, |r| self.stats(r)),
+            "Connect" => return now(payload, |r| self.connect(r)),
+            _ => {}
+        }
+        let cancel = Cancel::new();
+        let _cancelled_with_this_future = CancelOnDrop::new(&cancel);
+        let answer = apart(self.clone().change(&call, cancel)?, &call.method).await?;
+        if call.method == "Delete" {
+            // The client is there to take it.
+            self.deleted(decode(payload)?);
+        }
+        Ok(answer)
+    }
+
+    /// The work of a call that changes something, until `cancel` cuts it short.
+    fn change(self: Rc<Self>, call: &Call, cancel: Cancel) -> Result<Answer> {
+        let payload = &call.payload;
+        match call.method.as_str() {
+            "Create" => later(payload, |r| self.create(r, cancel)),
+            "Start" => later(payload, |r| self.start(r, cancel)),
+            "Delete" => later(payload, |r| self.delete(r, cancel)),
+            "Pause" => later(payload, |r| self.pause(r, cancel)),
+            "Resume" => later(payload, |r| self.resume(r, cancel)),
+            "Checkpoint" => later(payload, |r| self.checkpoint(r, cancel)),
+            "Kill" => later(payload, |r| self.kill(r, cancel)),
+            "Update" => later(payload, |r| self.update(r, cancel)),
+            "Shutdown" => later(payload, |r| self.shutdown(r)),
             method => Err(Error::new(Kind::Unimplemented, format!("method {method}"))),
         }
     }
@@ -180,14 +210,7 @@ impl Service {
     ) -> Result<task::StartResponse> {
         let container = self.tasks.find(&request.id)?;
         let pid = match request.exec_id.as_str() {
-            "" => {
-                let pid = container.start(&cancel).await?;
-                // It may be long before anything is asked again.
-                if let Err(error) = sys::memory::release_code() {
-                    log::debug!("release memory of code: {error}");
-                }
-                pid
-            }
+            "" => container.start(&cancel).await?,
             exec_id => {
                 let _claim = descriptors::claim(&format!("start exec {exec_id}"))?;
                 container.start_exec(exec_id, &cancel).await?
@@ -338,9 +361,13 @@ impl Service {
 }
 
 fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {
-    let invalid = |cause: &dyn Display| Error::invalid(format!("decode {}: {cause}", Q::NAME));
-    proto::limit_fields(payload).map_err(|cause| invalid(&cause))?;
-    Q::parse_from_bytes(payload).map_err(|cause| invalid(&cause))
+    proto::limit_fields(payload).map_err(|cause| cannot_decode(Q::NAME, &cause))?;
+    Q::parse_from_bytes(payload).map_err(|cause| cannot_decode(Q::NAME, &cause))
+}
+
+#[cold]
+fn cannot_decode(message: &str, cause: &dyn Display) -> Error {
+    Error::invalid(format!("decode {message}: {cause}"))
 }
 
 /// Answers from memory or the kernel, without waiting.
@@ -351,17 +378,21 @@ fn now<Q: Message, A: Message>(
     wire::encode(&call(decode(payload)?)?)
 }
 
-/// Runs a call in a task of its own. When its deadline passes or its client leaves, the
-/// call has [`crate::cancel::GRACE`] to end by itself; then it is cut short, and undone.
-async fn spawned<Q, A, F>(payload: &[u8], call: impl FnOnce(Q, Cancel) -> F) -> Result<Vec<u8>>
+/// A call to be waited for. Of one type, so that what waits exists once, not for each call.
+fn later<Q, A, F>(payload: &[u8], call: impl FnOnce(Q) -> F) -> Result<Answer>
 where
     Q: Message,
     A: Message,
     F: Future<Output = Result<A>> + 'static,
 {
-    let cancel = Cancel::new();
-    let _cancelled_with_this_future = CancelOnDrop::new(&cancel);
-    let ended = spawn_local(call(decode(payload)?, cancel)).await;
-    let answer = ended.map_err(|panic| Error::unknown(format!("{}: {panic}", Q::NAME)))?;
-    wire::encode(&answer?)
+    let work = call(decode(payload)?);
+    Ok(Box::pin(async move { wire::encode(&work.await?) }))
+}
+
+/// Does `work` in a task of its own: when its deadline passes or its client leaves, it has
+/// [`crate::cancel::GRACE`] to end by itself; then it is cut short, and undone.
+async fn apart(work: Answer, method: &str) -> Result<Vec<u8>> {
+    spawn_local(work)
+        .await
+        .map_err(|panic| Error::unknown(format!("{method}: {panic}")))?
 }

@@ -24,13 +24,13 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::read;
 use tokio::sync::oneshot;
-use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::copy::{Copy, Drain, End, Undrained, Until, first};
 use super::fifo::Looks;
 use super::{Label, Owner, Subject, Task, null, pipe, set_nonblocking};
 use crate::error::{Context, Error, Kind, Result};
+use crate::local;
 use crate::reaper::{Child, Exited};
 use crate::sys;
 
@@ -96,7 +96,7 @@ impl Program {
             child,
             held: held.clone(),
         };
-        spawn_local(watch.run(exited, ended, drain.output()));
+        local::spawn(watch.run(exited, ended, drain.output()));
         // From here on an error drops it, which ends the program.
         let logger = Logger { held, _end: end };
         self.wait_until_ready(ready, deadline)

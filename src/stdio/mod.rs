@@ -37,7 +37,7 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid, fchown, pipe2};
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_local, yield_now};
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{Instant, timeout_at};
 
 use self::console::{ConsoleSocket, Terminal};
@@ -46,6 +46,7 @@ use self::fifo::Reading;
 use self::logger::Logger;
 use self::target::Target;
 use crate::error::{Context, Error, Kind, Result};
+use crate::local;
 use crate::reaper::Reaper;
 
 /// How long opening may take: a reader to come to a FIFO, a logger to get ready.
@@ -637,7 +638,7 @@ struct Task(JoinHandle<()>);
 
 impl Task {
     fn spawn(work: impl Future<Output = ()> + 'static) -> Self {
-        Self(spawn_local(work))
+        Self(local::spawn(work))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use tokio::sync::MutexGuard;
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::exits::Exits;
@@ -26,6 +26,7 @@ use crate::cgroup::{Cgroup, Plan, Planned, Stats};
 use crate::descriptors;
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Event;
+use crate::local;
 use crate::mount::{Mount, mount_all, unmount_all};
 use crate::oom::OomWatch;
 use crate::options::Options;
@@ -368,7 +369,7 @@ impl Container {
     fn watch(self: &Rc<Self>, exited: Exited) {
         self.watch_cgroup();
         let container = self.clone();
-        spawn_local(async move {
+        local::spawn(async move {
             let exit = exited.await;
             container.init_exited(exit).await;
         });
@@ -568,7 +569,7 @@ impl Container {
             pid,
         });
         let container = self.clone();
-        spawn_local(async move {
+        local::spawn(async move {
             let exit = exited.await;
             exec.process.output_consumed().await;
             // An exit is allowed in every state.
@@ -721,7 +722,7 @@ impl Container {
     /// Thaws it until its init, which was killed, is dead: who froze it may not be done.
     fn thaw_until_exit(self: &Rc<Self>) {
         let container = self.clone();
-        spawn_local(async move {
+        local::spawn(async move {
             let deadline = Instant::now() + KILL_TIMEOUT;
             let mut pause = THAW_PAUSE;
             while timeout(pause, container.init.wait()).await.is_err() {
@@ -927,7 +928,7 @@ impl Container {
             && cgroup.keep_open()
         {
             let (cgroup, burst) = (Rc::downgrade(&cgroup), bursts.clone());
-            spawn_local(async move {
+            local::spawn(async move {
                 sleep(STATS_BURST).await;
                 if let Some(cgroup) = cgroup.upgrade() {
                     cgroup.close();
@@ -1097,7 +1098,7 @@ async fn mount_rootfs(
     let (rootfs, mounts) = (create.bundle.rootfs(), create.rootfs.clone());
     let (shared, target, limit) = (shared.clone(), rootfs.clone(), cancel.clone());
     let mount = async move { mount_all(mounts, &target, &shared.reaper, &limit).await };
-    let mut mounting = spawn_local(mount);
+    let mut mounting = local::spawn(mount);
     match cancel.unless(&mut mounting).await {
         Ok(mounted) => mounted.context(|| "mount the rootfs")?,
         Err(cause) => {
@@ -1117,7 +1118,7 @@ async fn undo_mounts(
 ) {
     let (reserved, id) = (reserved.clone(), reserved.id.clone());
     let name = rootfs.display().to_string();
-    let undoing = spawn_local(async move {
+    let undoing = local::spawn(async move {
         if let Some(mounting) = mounting {
             // What it says nobody waits for any more.
             let _ = mounting.await;

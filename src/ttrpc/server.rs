@@ -36,13 +36,14 @@ use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{getegid, geteuid};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, spawn_local, yield_now};
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
 use super::frame::{self, Frame, Reader, Received};
 use super::parked::{self, Parked};
 use crate::descriptors;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::local;
 
 /// Requests taken from one connection in a row; then the others have their turn. So they
 /// have when those took [`TURN`].
@@ -173,7 +174,7 @@ impl Server {
     fn admit(self: &Rc<Self>, stream: UnixStream) {
         match check_peer(&stream) {
             Ok(()) => {
-                spawn_local(Connection::new(self.clone(), stream).serve());
+                local::spawn(Connection::new(self.clone(), stream).serve());
             }
             Err(e) => warn!("refuse ttrpc connection: {e}"),
         }
@@ -594,7 +595,7 @@ mod tests {
     use std::future::pending;
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::task::LocalSet;
+    use tokio::task::{LocalSet, spawn_local};
     use ttrpc::proto::{MESSAGE_LENGTH_MAX, Request, Response};
 
     /// Only there so that a test that would hang fails.

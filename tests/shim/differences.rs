@@ -930,6 +930,12 @@ const TABLE: &[Difference] = &[
         "version_says_revision_target_and_compiler",
         "Go prints the version of Go, and no target",
     ),
+    // memory
+    fails(
+        GO,
+        "memory_of_the_start_is_given_back_at_rest",
+        "Go gives no memory back",
+    ),
 ];
 
 /// A row for a case that is gone would never be missed.

@@ -22,6 +22,7 @@ mod cases {
     mod kill;
     mod lifecycle;
     mod logs;
+    mod memory;
     mod metrics;
     mod mounts;
     mod options;

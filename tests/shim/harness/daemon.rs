@@ -343,6 +343,8 @@ impl Daemon {
     #[track_caller]
     pub fn delete(&self, id: &str) -> task::DeleteResponse {
         let output = self.delete_output(id);
+        // Shown if the case fails.
+        eprint!("{}", output.stderr_text());
         assert_eq!(output.status, 0, "delete failed: {}", output.stderr_text());
         task::DeleteResponse::parse_from_bytes(&output.stdout).expect("decode a DeleteResponse")
     }

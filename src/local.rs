@@ -1,0 +1,15 @@
+//! Tasks on the one thread.
+//!
+//! Promises: as `tokio::task::spawn_local`, whose tasks are some 2 kB of code for each type
+//! of future. Here they are of one type for each type of result, at the price of a box.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::task::JoinHandle;
+
+/// Goes on with `work` whenever it can. Must run in a `LocalSet`.
+pub fn spawn<T: 'static>(work: impl Future<Output = T> + 'static) -> JoinHandle<T> {
+    let work: Pin<Box<dyn Future<Output = T>>> = Box::pin(work);
+    tokio::task::spawn_local(work)
+}

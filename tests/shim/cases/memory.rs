@@ -1,0 +1,26 @@
+//! Memory: what an idle server gives back.
+
+use crate::harness::container::Container;
+use crate::harness::*;
+
+/// A field of `/proc/PID/status` of the server, in kB.
+fn kilobytes(c: &Container, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", c.shim_pid)).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+cases! {
+    fn memory_of_the_start_is_given_back_at_rest(d) {
+        let c = d.running("c");
+        d.eventually("a quarter less resident than at most", || {
+            kilobytes(&c, "VmRSS:") < kilobytes(&c, "VmHWM:") / 4 * 3
+        });
+        // What was given back is there when it is needed.
+        let exec = c.exec("e", &["true"]).unwrap();
+        exec.start().unwrap();
+        assert_eq!(exec.exit_status(), 0);
+        c.end();
+        c.delete().unwrap();
+    }
+}

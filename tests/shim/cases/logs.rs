@@ -1,6 +1,7 @@
 //! What the server writes to its log FIFO: which container a line is about, and with which
 //! path.
 
+use super::stdio::both;
 use crate::harness::*;
 
 /// The line of the log of server `server` that has all of `parts`.
@@ -40,8 +41,7 @@ cases! {
 
     fn dropped_output_is_logged_with_container_and_path(d) {
         let a = d.container("a", &["sleep", "inf"]).group("a").run();
-        let full = container::Stdio { stdout: "file:///dev/full".into(), ..Default::default() };
-        let b = d.container("b", &["echo", "text"]).group("a").stdio(full).run();
+        let b = d.container("b", &["echo", "text"]).group("a").stdio(both("file:///dev/full")).run();
         assert_eq!(b.exit_status(), 0);
         for what in ["No space left on device", "5 bytes were dropped"] {
             let line = line_with(d, "a", &["level=warning", "write stdout /dev/full: ", what]);

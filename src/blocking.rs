@@ -30,7 +30,8 @@ static RUNNING: AtomicUsize = AtomicUsize::new(0);
 /// or it panicked.
 pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     if RUNNING.load(Ordering::Relaxed) >= THREADS {
-        let message = format!("start a thread: {THREADS} calls are blocked already");
+        let message =
+            format!("start a thread: {THREADS} threads are blocked in the kernel already");
         return Err(Error::new(Kind::ResourceExhausted, message));
     }
     run_always(work).await
@@ -61,7 +62,7 @@ pub async fn run_uncounted<T: Send + 'static>(
         })
         .context(|| "start a thread")?;
     done.await
-        .map_err(|_| Error::unknown("a thread for a blocking call panicked"))
+        .map_err(|_| Error::unknown("thread of a blocking call panicked"))
 }
 
 /// One thread, counted while this lives.

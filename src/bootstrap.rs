@@ -66,7 +66,7 @@ struct Request {
 #[inline(never)] // as `daemon::run`
 pub fn run(flags: &Flags, input: &[u8], output: &mut impl Write) -> Result<()> {
     let request = Request::decode(flags, input)?;
-    let bundle = Bundle::at(std::env::current_dir().context(|| "find the bundle")?);
+    let bundle = Bundle::at(std::env::current_dir().context(|| "get the working directory")?);
     start(flags, &request, &bundle, output)
 }
 
@@ -153,14 +153,14 @@ impl Request {
             Version::V3 => [Version::V3, Version::V2],
         };
         let spoken = probe::first_spoken(path, &flags.namespace, &flags.id, versions)
-            .context(|| format!("ask the server at {}", path.display()))?;
+            .context(|| format!("query the server at {}", path.display()))?;
         let version = spoken.unwrap_or(versions[0]);
         if (self.dialect, version) == (Dialect::Plain, Version::V3) && !flags.knows_json {
             return Err(Error::new(
                 Kind::Unimplemented,
                 format!(
-                    "join the server at {}: it speaks version 3 of the Task service only, \
-                     which containerd 1.6 does not",
+                    "join the server at {}: it serves only version 3 of the Task API, \
+                     which containerd 1.6 does not support",
                     path.display()
                 ),
             ));
@@ -237,7 +237,9 @@ fn start_server(
     bundle: &Bundle,
     listener: &UnixListener,
 ) -> Result<Child> {
-    let passed = listener.try_clone().context(|| "pass the socket")?;
+    let passed = listener
+        .try_clone()
+        .context(|| "pass the listening socket to the server")?;
     if flags.sched_core {
         process::create_sched_core().context(|| "enable core scheduling")?;
     }
@@ -254,7 +256,8 @@ fn start_server(
     if !request.ttrpc_address.is_empty() {
         command.env("TTRPC_ADDRESS", &request.ttrpc_address);
     }
-    process::pass_fds(&mut command, vec![passed.into()]).context(|| "pass the socket")?;
+    process::pass_fds(&mut command, vec![passed.into()])
+        .context(|| "pass the listening socket to the server")?;
     Reaper::new()
         .spawn_lasting(command)
         .and_then(Spawned::started_blocking)

@@ -156,7 +156,7 @@ impl Bundle {
         match text.trim().parse() {
             Ok(pid) if pid > 0 => Ok(Some(pid)),
             _ => Err(Error::unknown(format!(
-                "parse {}: {:?} is no pid",
+                "parse {}: {:?} is not a PID",
                 self.init_pid_file().display(),
                 text.trim()
             ))),
@@ -374,7 +374,7 @@ mod tests {
             put(&bundle, "init.pid", bad);
             let text = bundle.init_pid().unwrap_err().to_string();
             assert!(
-                text.ends_with(&format!("/init.pid: {bad:?} is no pid")),
+                text.ends_with(&format!("/init.pid: {bad:?} is not a PID")),
                 "{text}"
             );
         }

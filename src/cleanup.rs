@@ -70,7 +70,7 @@ const KILLED: u32 = 137;
 #[inline(never)] // as `daemon::run`
 pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
     let bundle = match flags.bundle.as_str() {
-        "" => Bundle::at(std::env::current_dir().context(|| "find the bundle")?),
+        "" => Bundle::at(std::env::current_dir().context(|| "get the working directory")?),
         path => Bundle::at(path),
     };
     let pid = clean_up(flags, &bundle, &mut |warning| {
@@ -210,7 +210,7 @@ fn planned_cgroup(flags: &Flags, bundle: &Bundle, options: &Options) -> Option<P
         shim_cgroup: &options.shim_cgroup,
     };
     Planned::find(plan)
-        .inspect_err(|e| log::warn!("find the cgroup of {}: {e}", flags.id))
+        .inspect_err(|e| log::warn!(id = flags.id; "find the container's cgroup: {e}"))
         .ok()
 }
 
@@ -239,7 +239,7 @@ impl Init {
         while self.is_alive() {
             if Instant::now() >= deadline {
                 let text = format!(
-                    "delete container {}: its init, process {}, is still alive",
+                    "delete container {}: its init (process {}) is still alive",
                     self.id, self.pid
                 );
                 return Err(Error::new(Kind::FailedPrecondition, text));
@@ -406,7 +406,7 @@ mod tests {
         put("stat", "42 (a ) Z b) S 1 1");
         put("cgroup", "0::/k8s.io/c1\n");
         let error = init.ended(Instant::now()).await.unwrap_err();
-        let expected = "delete container c1: its init, process 42, is still alive";
+        let expected = "delete container c1: its init (process 42) is still alive";
         assert_eq!(error.to_string(), expected);
         put("cgroup", "0::/others\n");
         init.ended(Instant::now()).await.expect("a reused pid");

@@ -170,7 +170,7 @@ pub fn parse(args: &[OsString], env: impl Fn(&str) -> Option<OsString>) -> Resul
             "" | "plain" => false,
             "json" => true,
             other => {
-                let message = format!("{REPLY_VARIABLE}={other}: neither plain nor json");
+                let message = format!("{REPLY_VARIABLE}={other}: must be plain or json");
                 return Err(Error::invalid(message));
             }
         },
@@ -300,7 +300,7 @@ mod tests {
         );
         assert_eq!(
             text(LINE, &[(REPLY_VARIABLE, "xml")]),
-            "CONTAINERD_SHIM_RS_REPLY=xml: neither plain nor json"
+            "CONTAINERD_SHIM_RS_REPLY=xml: must be plain or json"
         );
     }
 

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 use crate::bundle::Bundle;
+use crate::cgroup;
 use crate::cli::Flags;
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
@@ -45,12 +46,12 @@ const FAREWELL_TO_NOBODY: Duration = Duration::from_secs(1);
 // Not in the frame of `main`, which the server has on its stack for ever.
 #[inline(never)]
 pub fn run(flags: &Flags) -> Result<()> {
-    let bundle = Bundle::at(std::env::current_dir().context(|| "find the bundle")?);
+    let bundle = Bundle::at(std::env::current_dir().context(|| "get the working directory")?);
     // Without its log a server is still worth having.
     let _ = crate::log::init(&bundle.log(), flags.debug, &flags.id, &flags.namespace);
     let listener = listener(&flags.socket)?;
     if let Err(error) = sys::process::raise_descriptor_limit() {
-        log::warn!("raise the soft limit of descriptors to the hard one: {error}");
+        log::warn!("raise the soft limit of open files to the hard limit: {error}");
     }
     let reaper = Reaper::new();
     reaper
@@ -64,12 +65,12 @@ fn listener(path: &str) -> Result<UnixListener> {
         let inherited = sys::fd::take_inherited(LISTENER);
         return inherited
             .map(UnixListener::from)
-            .context(|| format!("take the listening socket, descriptor {LISTENER}"));
+            .context(|| format!("take over the listening socket (descriptor {LISTENER})"));
     }
-    match socket::claim(Path::new(path)).context(|| format!("listen at {path}"))? {
+    match socket::claim(Path::new(path)).context(|| format!("listen on {path}"))? {
         Claim::Ours(listener) => Ok(listener),
         Claim::Served => Err(Error::unknown(format!(
-            "listen at {path}: another server does"
+            "listen on {path}: another server is listening"
         ))),
     }
 }
@@ -92,7 +93,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     let server = service.endpoint(listener)?;
     local::spawn(server.clone().run());
     local::spawn(release_memory_at_rest(service.clone()));
-    log::info!("serving containers of namespace {}", flags.namespace);
+    log_start();
 
     let report = async {
         while user.recv().await.is_some() {
@@ -100,18 +101,36 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         }
     };
     tokio::select! {
-        () = report => log::error!("SIGUSR1 is not listened for any more"),
-        () = service.shut_down() => log::info!("shut down: no container is left"),
-        () = service.deserted(DESERTED) => log::info!("neither container nor client: ending"),
-        _ = terminate.recv() => log::info!("SIGTERM: leaving the containers to others"),
-        _ = interrupt.recv() => log::info!("SIGINT: leaving the containers to others"),
+        () = report => log::error!("shim exits: cannot receive SIGUSR1 any more"),
+        () = service.shut_down() => log::debug!("shim exits: Shutdown and no container left"),
+        () = service.deserted(DESERTED) => {
+            log::info!("shim exits: no container and no client for {DESERTED:?}");
+        }
+        _ = terminate.recv() => log::info!("shim exits: SIGTERM; containers keep running"),
+        _ = interrupt.recv() => log::info!("shim exits: SIGINT; containers keep running"),
     }
     server.close();
     // Events first: their clients see them before they see the shim go.
     deliver_last(&events).await;
-    bounded("send the last answers", FAREWELL, server.flushed()).await;
-    bounded("end the loggers", FAREWELL, stdio::loggers_ended()).await;
+    bounded("send the last responses", FAREWELL, server.flushed()).await;
+    bounded("stop the loggers", FAREWELL, stdio::loggers_ended()).await;
     Ok(())
+}
+
+/// What this server is and where; the OCI runtime is known from Create on.
+fn log_start() {
+    if !log::log_enabled!(log::Level::Debug) {
+        return;
+    }
+    let bundle = std::env::current_dir().unwrap_or_default();
+    log::debug!(
+        version = crate::VERSION,
+        revision = crate::REVISION,
+        pid = std::process::id(),
+        cgroups = cgroup::mode(),
+        bundle:% = bundle.display();
+        "shim started"
+    );
 }
 
 async fn release_memory_at_rest(service: Rc<Service>) {
@@ -126,8 +145,8 @@ async fn release_memory_at_rest(service: Rc<Service>) {
 
 /// Writes to the log what there is to know of a server that seems stuck.
 fn report(service: &Service, events: &Events) {
-    for line in service.report() {
-        log::info!("SIGUSR1: {line}");
+    for (id, line) in service.report() {
+        log::info!(id; "SIGUSR1: {line}");
     }
     log::info!("SIGUSR1: {} events are queued", events.waiting());
 }
@@ -138,10 +157,10 @@ async fn deliver_last(events: &Events) {
     }
     if events.nobody_listens() {
         let count = events.waiting();
-        log::error!("deliver the last {count} events: containerd does not listen");
+        log::error!("shim exits: {count} events dropped: containerd is not listening");
     } else {
         let rest = FAREWELL - FAREWELL_TO_NOBODY;
-        bounded("deliver the last events", rest, events.drained()).await;
+        bounded("forward the last events", rest, events.drained()).await;
     }
 }
 

@@ -154,7 +154,7 @@ struct Entry {
 
 impl Events {
     /// A queue to containerd's ttrpc socket at `address`, for `namespace`. With an
-    /// empty address there is nobody to tell: events are dropped.
+    /// empty address events are dropped.
     pub fn new(address: String, namespace: String) -> Self {
         Self(Rc::new(Queue {
             address,
@@ -180,12 +180,15 @@ impl Events {
     pub fn publish(&self, event: Event) {
         #[cfg(test)]
         self.0.told.borrow_mut().push(event.clone());
-        if self.0.address.is_empty() {
-            debug!("nobody to tell of {event:?}");
-            return;
-        }
         match encode(event, &self.0.namespace, SystemTime::now()) {
-            Ok(entry) if self.repeats_oom(&entry) => debug!("OOM of {} again", entry.container),
+            Ok(entry) if self.0.address.is_empty() => {
+                let (topic, id) = (entry.topic, &*entry.container);
+                debug!(topic, id; "no TTRPC_ADDRESS: event dropped");
+            }
+            Ok(entry) if self.repeats_oom(&entry) => {
+                let id = &*entry.container;
+                debug!(id; "OOM event dropped: an earlier one is still queued");
+            }
             Ok(entry) => {
                 self.0.waiting.borrow_mut().push_back(entry);
                 self.0.queued.notify_one();
@@ -254,7 +257,7 @@ impl Events {
 
     /// Returns when containerd has taken `entry`, or never will.
     async fn deliver(&self, client: &mut Option<Client>, entry: &Entry) {
-        let what = format!("forward {} of {}", entry.topic, entry.container);
+        let (topic, id) = (entry.topic, &*entry.container);
         let mut pause = FIRST_PAUSE;
         let mut refused_since = None;
         loop {
@@ -263,13 +266,13 @@ impl Events {
                 Ok(()) => {
                     self.0.never_starts.set(false);
                     if pause > FIRST_PAUSE {
-                        info!("{what}: done at last");
+                        info!(topic, id; "event forwarding recovered");
                     }
                     return;
                 }
                 // containerd was restarted while we were idle.
                 Err(Failure::Transport(e)) if reused => {
-                    debug!("{what}: {e}");
+                    debug!(topic, id; "event forwarding failed: {e}, reconnecting");
                     continue;
                 }
                 Err(Failure::Transport(e)) => {
@@ -279,13 +282,13 @@ impl Events {
                 Err(Failure::Refused(e)) => {
                     let since = *refused_since.get_or_insert_with(Instant::now);
                     if self.is_final(&e, since.elapsed()) {
-                        return error!("{what}, dropped: {e}");
+                        return error!(topic, id; "event forwarding failed: {e}, event dropped");
                     }
                     e
                 }
             };
             if pause == FIRST_PAUSE {
-                warn!("{what}, will try again: {error}");
+                warn!(topic, id; "event forwarding failed: {error}, will retry");
             }
             pause = match timeout(pause, self.0.hurry.notified()).await {
                 Ok(()) => FIRST_PAUSE,

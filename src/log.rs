@@ -1,9 +1,13 @@
 //! The shim's log: lines into the bundle's FIFO, which containerd copies to its own log.
 //!
 //! Promises: writing never blocks and never fails, whether containerd reads, is
-//! stuck, or is gone; lines that found no room are counted, and the count is told
+//! stuck, or is gone; lines that found no room are counted, and the count is logged
 //! as soon as there is room. A line is written whole or not at all. Panics reach
 //! the log, and so does what the C library or Rust's runtime print to stderr.
+//!
+//! A line is logfmt: time, level, message, then the key-values of the call. `id` is the
+//! container that the line is about, `exec` the exec if it is about one; a line about the
+//! server has the server's id. `namespace` is last. A key without a value is left out.
 //!
 //! Lacks on purpose: backtraces, which cost tens of megabytes in a process that
 //! lives on; local time; any buffer.
@@ -17,16 +21,26 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use log::kv::{self, Key, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::fcntl::OFlag;
 
 /// A pipe takes this much whole or not at all (`PIPE_BUF`).
 const LONGEST_LINE: usize = 4096;
 
+/// Longest value of a field, and all fields of a line but `id`, `exec` and `namespace`, in
+/// bytes, quotes and escapes included. A longer value is cut, a field that finds no room
+/// is left out.
+const LONGEST_VALUE: usize = 512;
+const LONGEST_FIELDS: usize = 1536;
+
+/// Of a line that is about the server.
+const NO_FIELDS: Option<(&str, &str)> = None;
+
 static LOGGER: OnceLock<FifoLogger<Stderr>> = OnceLock::new();
 
 /// Sends the process's log to the FIFO at `path`, from level debug on or info, each
-/// line with the container's id and namespace. Also makes it the process's stderr,
+/// line with an id, the server's by default, and the namespace. Also makes it the process's stderr,
 /// and panics lines of it. Once a process; without the FIFO nothing is changed.
 pub fn init(path: &Path, debug: bool, id: &str, namespace: &str) -> io::Result<()> {
     nix::unistd::dup2_stderr(open(path)?)?;
@@ -59,8 +73,9 @@ fn open(path: &Path) -> io::Result<File> {
 
 struct FifoLogger<W> {
     fifo: W,
-    /// What every line ends with.
-    fields: String,
+    /// The server's id, for lines that are not about a container.
+    id: String,
+    namespace: String,
     dropped: AtomicU64,
 }
 
@@ -69,28 +84,43 @@ where
     for<'a> &'a W: io::Write,
 {
     fn new(fifo: W, id: &str, namespace: &str) -> Self {
-        let fields = format!(" id={} namespace={}", Value(id), Value(namespace));
-        let dropped = AtomicU64::new(0);
         Self {
             fifo,
-            fields,
-            dropped,
+            id: id.to_owned(),
+            namespace: namespace.to_owned(),
+            dropped: AtomicU64::new(0),
         }
     }
 
-    fn line(&self, level: Level, message: fmt::Arguments<'_>) {
+    fn line(&self, level: Level, message: fmt::Arguments<'_>, pairs: &dyn kv::Source) {
         let now = SystemTime::now();
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
-            let notice = format_args!("{dropped} log lines were dropped: nobody read them");
-            if !self.write(&format_line(now, Level::Warn, notice, &self.fields)) {
+            let notice = format_args!("log FIFO was full: {dropped} lines were dropped");
+            let fields = self.fields(&NO_FIELDS);
+            if !self.write(&format_line(now, Level::Warn, notice, &fields)) {
                 self.dropped.fetch_add(dropped + 1, Ordering::Relaxed);
                 return;
             }
         }
-        if !self.write(&format_line(now, level, message, &self.fields)) {
+        if !self.write(&format_line(now, level, message, &self.fields(pairs))) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// What a line ends with.
+    fn fields(&self, pairs: &dyn kv::Source) -> String {
+        let mut fields = Fields::default();
+        // The visitor never fails.
+        let _ = pairs.visit(&mut fields);
+        if fields.id.is_empty() {
+            add_field(&mut fields.id, "id", &self.id);
+        }
+        let mut line = fields.others;
+        line.push_str(&fields.id);
+        line.push_str(&fields.exec);
+        add_field(&mut line, "namespace", &self.namespace);
+        line
     }
 
     fn write(&self, line: &str) -> bool {
@@ -104,10 +134,42 @@ impl Log for FifoLogger<Stderr> {
     }
 
     fn log(&self, record: &Record<'_>) {
-        self.line(record.level(), *record.args());
+        self.line(record.level(), *record.args(), record.key_values());
     }
 
     fn flush(&self) {}
+}
+
+/// The fields of a line, as they are written.
+#[derive(Default)]
+struct Fields {
+    id: String,
+    exec: String,
+    others: String,
+}
+
+impl<'a> VisitSource<'a> for Fields {
+    fn visit_pair(&mut self, key: Key<'a>, value: kv::Value<'a>) -> Result<(), kv::Error> {
+        let value = value.to_string();
+        match key.as_str() {
+            _ if value.is_empty() => {}
+            "id" => add_field(&mut self.id, "id", &value),
+            "exec" => add_field(&mut self.exec, "exec", &value),
+            key => {
+                let before = self.others.len();
+                add_field(&mut self.others, key, &value);
+                if self.others.len() > LONGEST_FIELDS {
+                    self.others.truncate(before);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn add_field(fields: &mut String, key: &str, value: &str) {
+    // Writing to a String cannot fail.
+    let _ = write!(fields, " {key}={}", Value(value));
 }
 
 /// A line as logrus writes it, since that is what the rest of containerd's log is.
@@ -149,7 +211,8 @@ impl Write for Escaped<'_> {
                 '\\' => self.text.push_str("\\\\"),
                 '\n' => self.text.push_str("\\n"),
                 '\t' => self.text.push_str("\\t"),
-                c if c.is_control() => write!(self.text, "\\x{:02x}", c as u32)?,
+                // Go's quoting and JSON's, which logfmt parsers follow, agree on this form.
+                c if c.is_control() => write!(self.text, "\\u{:04x}", c as u32)?,
                 c => self.text.push(c),
             }
             if self.text.len() > self.limit {
@@ -167,13 +230,14 @@ struct Value<'a>(&'a str);
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-._/@^+".contains(c);
-        if !self.0.is_empty() && self.0.chars().all(plain) {
+        if (1..=LONGEST_VALUE).contains(&self.0.len()) && self.0.chars().all(plain) {
             return f.write_str(self.0);
         }
         let mut quoted = String::new();
-        let (text, limit) = (&mut quoted, LONGEST_LINE);
-        Escaped { text, limit }.write_str(self.0)?;
-        write!(f, "\"{quoted}\"")
+        let text = &mut quoted;
+        let limit = LONGEST_VALUE - "\"...\"".len();
+        let cut = Escaped { text, limit }.write_str(self.0).is_err();
+        write!(f, "\"{quoted}{}\"", if cut { "..." } else { "" })
     }
 }
 
@@ -280,7 +344,7 @@ mod tests {
         assert_eq!(
             line,
             "time=\"1970-01-01T00:00:00.000000000Z\" level=warning \
-             msg=\"a \\\"b\\\" \\\\ 5\\n\\x07é\" id=x\n"
+             msg=\"a \\\"b\\\" \\\\ 5\\n\\u0007é\" id=x\n"
         );
     }
 
@@ -306,6 +370,115 @@ mod tests {
         assert_eq!(Value("").to_string(), r#""""#);
     }
 
+    /// The pairs of a line, by the grammar of logfmt: keys without quotes, values bare or
+    /// as JSON strings. Panics where a parser of logfmt would refuse or misread the line.
+    fn parse(line: &str) -> Vec<(String, String)> {
+        let mut pairs = Vec::new();
+        let mut rest = line.strip_suffix('\n').expect("a line has an end");
+        assert!(rest.chars().all(|c| !c.is_control()), "{rest:?}");
+        while !rest.is_empty() {
+            let (key, value) = rest.split_once('=').expect("a key has a value");
+            let is_bare = |c: char| c > ' ' && c != '"' && c != '=';
+            assert!(!key.is_empty() && key.chars().all(is_bare), "{key:?}");
+            let length = match value.starts_with('"') {
+                false => value.find(' ').unwrap_or(value.len()),
+                true => {
+                    let mut escaped = false;
+                    let ends = |c| match (c, std::mem::take(&mut escaped)) {
+                        ('\\', false) => {
+                            escaped = true;
+                            false
+                        }
+                        (c, was_escaped) => c == '"' && !was_escaped,
+                    };
+                    2 + value[1..].find(ends).expect("a quoted value has an end")
+                }
+            };
+            let (value, after) = value.split_at(length);
+            let value = match value.starts_with('"') {
+                true => serde_json::from_str(value).expect("a quoted value is a JSON string"),
+                false => {
+                    assert!(!value.is_empty() && value.chars().all(is_bare), "{value:?}");
+                    value.to_owned()
+                }
+            };
+            pairs.push((key.to_owned(), value));
+            rest = after;
+            if !rest.is_empty() {
+                rest = rest.strip_prefix(' ').expect("a space between pairs");
+                assert!(!rest.is_empty(), "a space before the end");
+            }
+        }
+        pairs
+    }
+
+    const ODD_TEXTS: [&str; 12] = [
+        "c1",
+        "a b",
+        "a=b",
+        "\"",
+        "\\",
+        "\\\"",
+        "line\nlevel=error msg=forged",
+        "\r\t\0\x1b[31m\x7f\u{85}",
+        "é€😀",
+        "\u{202e}\u{2028}",
+        "'single' `back`",
+        "=",
+    ];
+
+    #[test]
+    fn lines_parse_as_logfmt_whatever_they_are_about() {
+        let logger = FifoLogger::new(io::empty(), "server 1", "k8s.io");
+        for text in ODD_TEXTS {
+            let pairs = [("path", text), ("exec", text), ("id", text)];
+            let line = format_line(
+                at(0, 0),
+                Level::Info,
+                format_args!("{text}"),
+                &logger.fields(&pairs),
+            );
+            let expected = [
+                ("time", "1970-01-01T00:00:00.000000000Z"),
+                ("level", "info"),
+                ("msg", text),
+                ("path", text),
+                ("id", text),
+                ("exec", text),
+                ("namespace", "k8s.io"),
+            ];
+            let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            assert_eq!(parse(&line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_an_id_has_the_servers_and_no_empty_field() {
+        let logger = FifoLogger::new(io::empty(), "server 1", "n");
+        for pairs in [&[][..], &[("id", ""), ("exec", "")]] {
+            assert_eq!(logger.fields(&pairs), " id=\"server 1\" namespace=n");
+        }
+    }
+
+    #[test]
+    fn long_fields_are_cut_and_the_line_stays_whole() {
+        let logger = FifoLogger::new(io::empty(), "s", "n");
+        for text in ["x", "é", "\"", "\\", "\x07", " "] {
+            let long = text.repeat(5000);
+            let mut pairs = vec![("id", long.as_str()), ("exec", &long)];
+            pairs.extend([("path", long.as_str()); 8]);
+            let fields = logger.fields(&pairs.as_slice());
+            let line = format_line(at(0, 0), Level::Info, format_args!("{long}"), &fields);
+            assert!(line.len() <= LONGEST_LINE, "{}", line.len());
+            let pairs = parse(&line);
+            for key in ["msg", "id", "exec"] {
+                let (_, value) = pairs.iter().find(|(found, _)| found == key).unwrap();
+                assert!(value.starts_with(text) && value.ends_with("..."), "{value}");
+            }
+            assert_eq!(pairs.last().unwrap().0, "namespace");
+        }
+    }
+
     fn fifo() -> (tempfile::TempDir, FifoLogger<File>, File) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
@@ -325,7 +498,7 @@ mod tests {
     #[test]
     fn a_line_reaches_the_fifo() {
         let (_dir, logger, mut reader) = fifo();
-        logger.line(Level::Info, format_args!("hello"));
+        logger.line(Level::Info, format_args!("hello"), &NO_FIELDS);
         let text = read_all(&mut reader);
         assert!(
             text.ends_with(" level=info msg=\"hello\" id=c1 namespace=ns\n"),
@@ -338,7 +511,7 @@ mod tests {
         let (_dir, logger, mut reader) = fifo();
         let written = 5000;
         for n in 0..written {
-            logger.line(Level::Info, format_args!("line {n}"));
+            logger.line(Level::Info, format_args!("line {n}"), &NO_FIELDS);
         }
         let dropped = logger.dropped.load(Ordering::Relaxed);
         assert!(dropped > 0);
@@ -346,10 +519,10 @@ mod tests {
         assert_eq!(text.lines().count() as u64, written - dropped);
         assert!(text.lines().all(|l| l.ends_with(" namespace=ns")));
 
-        logger.line(Level::Info, format_args!("again"));
+        logger.line(Level::Info, format_args!("again"), &NO_FIELDS);
         let text = read_all(&mut reader);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].contains(&format!("{dropped} log lines were dropped")));
+        assert!(lines[0].contains(&format!("full: {dropped} lines were dropped")));
         assert!(lines[1].contains("again"));
         assert_eq!(lines.len(), 2);
         assert_eq!(logger.dropped.load(Ordering::Relaxed), 0);

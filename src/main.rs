@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    sys::fd::close_on_exec_from(3).context(|| "mark inherited descriptors")?;
+    sys::fd::close_on_exec_from(3).context(|| "set close-on-exec on inherited descriptors")?;
     // `pkill -USR1 containerd` is for containerd, but matches this program, too.
     sys::process::outlive_signals().context(|| "catch signals")?;
     let mut args = std::env::args_os();

@@ -41,6 +41,16 @@ pub struct Exit {
     pub at: SystemTime,
 }
 
+impl Exit {
+    /// The signal's name that a status above 128 stands for; empty for another status. A
+    /// shell exits with the same status when its child was killed.
+    pub fn signal(&self) -> &'static str {
+        let number = self.status.saturating_sub(128);
+        let signal = nix::sys::signal::Signal::try_from(number as i32);
+        signal.map_or("", |signal| signal.as_str())
+    }
+}
+
 /// The ledger of children; clones share it.
 #[derive(Clone, Default)]
 pub struct Reaper(Rc<Ledger>);
@@ -423,7 +433,7 @@ impl Descendant {
     pub fn signal(&self, signal: i32) {
         let is_meant = || parent_and_start(self.pid).is_some_and(|(_, start)| start == self.start);
         if let Err(error) = signal_if(self.pid, signal, is_meant) {
-            log::debug!("signal {signal} to process {}: {error}", self.pid);
+            log::debug!(pid = self.pid; "send signal {signal} to process: {error}");
         }
     }
 }

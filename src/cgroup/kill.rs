@@ -114,7 +114,7 @@ async fn kill_in(
         }
     }
     if walk.is_cut() {
-        let message = format!("more than {DIRECTORIES_PER_PASS} cgroups below");
+        let message = format!("more than {DIRECTORIES_PER_PASS} child cgroups");
         return Err(io::Error::other(message));
     }
     Ok(())
@@ -139,7 +139,7 @@ impl Turn {
         if self.0.is_multiple_of(STEPS_PER_TURN) {
             yield_now().await;
             if Instant::now() >= deadline {
-                return Err(io::Error::other("not done within the time allowed"));
+                return Err(io::Error::other("timed out"));
             }
         }
         Ok(())
@@ -163,7 +163,7 @@ impl Drop for Frozen<'_> {
             && let Err(error) = super::files::write(&self.0.dir.join(file), thawed)
             && !is_gone(&error)
         {
-            log::error!("thaw cgroup {}: {error}", self.0.dir.display());
+            log::error!(cgroup:% = self.0.dir.display(); "thaw cgroup: {error}");
         }
     }
 }
@@ -218,8 +218,10 @@ async fn thaw_in(place: &Place, file: &str, word: &str, deadline: Instant) -> io
     if let Ok(top) = Walk::new(&place.dir, 1)
         && says(&top, "freezer.parent_freezing", &mut text)
     {
-        let dir = place.dir.display();
-        log::warn!("cgroup {dir} stays frozen: a cgroup above it is frozen");
+        log::warn!(
+            cgroup:% = place.dir.display();
+            "cgroup remains frozen: its parent is frozen"
+        );
     }
     Ok(thawed)
 }

@@ -129,7 +129,7 @@ pub fn of(root: &Path, pid: i32) -> Result<Located> {
     match unified {
         Some((mount, place)) if is_unified || !has_controller => match others.are_in(&place) {
             false => Ok(Located::V2 { mount, place }),
-            true => Err(Error::not_found(format!("cgroup of process {pid} alone"))),
+            true => Err(Error::not_found(format!("own cgroup of process {pid}"))),
         },
         _ if hierarchies
             .0
@@ -138,7 +138,7 @@ pub fn of(root: &Path, pid: i32) -> Result<Located> {
         {
             Ok(Located::V1(hierarchies))
         }
-        _ => Err(Error::not_found(format!("cgroup of process {pid} alone"))),
+        _ => Err(Error::not_found(format!("own cgroup of process {pid}"))),
     }
 }
 

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::proto::{Any, Message};
@@ -53,6 +54,18 @@ pub struct Cgroup {
     reader: RefCell<Option<Reader>>,
     /// The statistics of [`Cgroup::keep_stats`].
     kept: RefCell<Option<Stats>>,
+}
+
+/// How cgroups are mounted: `v1`, `v2`, or `hybrid`, which is v1 with a v2 hierarchy
+/// without controllers beside it.
+pub fn mode() -> &'static str {
+    let is_v2 =
+        |path: &str| statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    match (is_v2("/sys/fs/cgroup"), is_v2("/sys/fs/cgroup/unified")) {
+        (true, _) => "v2",
+        (false, true) => "hybrid",
+        (false, false) => "v1",
+    }
 }
 
 /// The directory whose files tell of memory.
@@ -99,7 +112,7 @@ impl Cgroup {
             Some(place) => Err(Error::new(
                 Kind::FailedPrecondition,
                 format!(
-                    "cgroup {} is not the container's alone",
+                    "cgroup {}: the shim or its parent is in it",
                     place.dir.display()
                 ),
             )),
@@ -236,7 +249,7 @@ fn join_in(root: &Path, path: &Path, pid: i32) -> Result<()> {
     }
     dirs.iter().try_for_each(|dir| {
         files::write(&dir.join("cgroup.procs"), &pid.to_string())
-            .context(|| format!("put process {pid} into cgroup {}", dir.display()))
+            .context(|| format!("move process {pid} to cgroup {}", dir.display()))
     })
 }
 
@@ -451,7 +464,7 @@ mod tests {
         let (root, _) = v1();
         fs::write(root.path().join("proc/7/cgroup"), "4:memory:/\n0::/\n").unwrap();
         let error = Cgroup::of_in(root.path(), 7).err().unwrap();
-        assert_eq!(error.to_string(), "cgroup of process 7 alone: not found");
+        assert_eq!(error.to_string(), "own cgroup of process 7: not found");
         let error = Cgroup::of_in(root.path(), 8).err().unwrap();
         assert!(error.to_string().contains("/proc/8/cgroup: "), "{error}");
     }

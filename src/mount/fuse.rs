@@ -53,7 +53,7 @@ impl<'a> Helper<'a> {
     ) -> Result<()> {
         // Not a pipe: a file system's daemon may keep it open for good.
         let said = sys::fd::memory_file(c"mount.fuse", &std::env::temp_dir())
-            .context(|| "make a file for the helper's output")?;
+            .context(|| "create a file for the helper's output")?;
         let output = || said.try_clone().context(|| "duplicate a descriptor");
         let mut command = Command::new(self.program);
         command.arg(&wanted.source).arg(target);

@@ -132,7 +132,7 @@ fn mount_with(wanted: &Mount, mut options: Options, target: Target<'_>) -> Resul
     let users = match &options.id_maps {
         Some((uids, gids)) => Some(
             sys::user_namespace(uids, gids)
-                .context(|| format!("make a user namespace of {uids:?} and {gids:?}"))?,
+                .context(|| format!("create a user namespace with {uids:?} and {gids:?}"))?,
         ),
         None => None,
     };
@@ -154,7 +154,9 @@ fn mount_with(wanted: &Mount, mut options: Options, target: Target<'_>) -> Resul
         make_read_only(target, options.flags).context(|| "make read-only")?;
     }
     match users {
-        Some(users) if !is_overlay => map_in_place(target, &users).context(|| "map owners"),
+        Some(users) if !is_overlay => {
+            map_in_place(target, &users).context(|| "apply the ID mapping")
+        }
         _ => Ok(()),
     }
 }
@@ -285,7 +287,7 @@ fn mount_mapped_overlay(
     let home = File::open("/proc/thread-self/ns/mnt").context(|| "open the mount namespace")?;
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let directory = open(".", flags, Mode::empty()).context(|| "open the working directory")?;
-    unshare(CloneFlags::CLONE_NEWNS).context(|| "make a mount namespace")?;
+    unshare(CloneFlags::CLONE_NEWNS).context(|| "create a mount namespace")?;
     let overlay = detached_overlay(wanted, options, target.rootfs, users);
     setns(&home, CloneFlags::CLONE_NEWNS).context(|| "leave the mount namespace")?;
     fchdir(&directory).context(|| "return to the working directory")?;
@@ -314,7 +316,7 @@ fn detached_overlay(
             sys::map_ids(layer.as_fd(), users.as_fd(), true)?;
             Ok(layer)
         });
-        layers.push(mapped.context(|| format!("map owners in {dir}"))?);
+        layers.push(mapped.context(|| format!("apply the ID mapping to {dir}"))?);
     }
     let none = MsFlags::empty();
     mount(Some("tmpfs"), scratch, Some("tmpfs"), none, NOTHING)

@@ -72,7 +72,7 @@ pub async fn mount_all(
         Ok(()) => Err(error),
         Err(undo) => Err(Error::new(
             error.kind(),
-            format!("{error} (and then: {undo})"),
+            format!("{error} (undo failed: {undo})"),
         )),
     }
 }
@@ -133,7 +133,7 @@ pub async fn unmount_or_detach(rootfs: &Path, limit: Duration) -> Result<()> {
         Ok(()) => Err(Error::new(error.kind(), format!("{error}: detached"))),
         Err(detach) => Err(Error::new(
             error.kind(),
-            format!("{error} (and then: {detach})"),
+            format!("{error} (detach failed: {detach})"),
         )),
     }
 }

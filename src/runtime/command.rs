@@ -8,7 +8,9 @@ use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use log::Level;
 
 use super::flavor;
 use crate::cancel::{Cancel, Cause};
@@ -39,6 +41,60 @@ pub enum Failure {
     Exit(String),
     /// It was killed, as its request was cut short.
     Cut(Cause),
+}
+
+/// What the log says of a command. Its environment and what is in its files are not logged:
+/// they may hold secrets.
+pub struct About<'a> {
+    verb: &'a str,
+    id: &'a str,
+    exec: &'a str,
+    /// Empty unless they are to be logged.
+    arguments: String,
+    begun: Instant,
+}
+
+impl<'a> About<'a> {
+    /// Of `command`, which is complete and about to run for container `id`.
+    pub fn new(verb: &'a str, id: &'a str, exec: &'a str, command: &Command) -> Self {
+        let mut arguments = String::new();
+        if log::log_enabled!(Level::Debug) {
+            for argument in command.get_args() {
+                arguments.push(' ');
+                arguments.push_str(&argument.to_string_lossy());
+            }
+        }
+        Self {
+            verb,
+            id,
+            exec,
+            arguments,
+            begun: Instant::now(),
+        }
+    }
+
+    fn log_exit(&self, name: &Path, status: u32) {
+        log::debug!(
+            exit_status = status,
+            duration:? = self.begun.elapsed(),
+            id = self.id,
+            exec = self.exec;
+            "OCI runtime: {}{}",
+            name.display(),
+            self.arguments
+        );
+    }
+
+    fn log_killed(&self, name: &Path, cause: Cause) {
+        log::warn!(
+            duration:? = self.begun.elapsed(),
+            id = self.id,
+            exec = self.exec;
+            "OCI runtime {} {}: killed: {cause}",
+            name.display(),
+            self.verb
+        );
+    }
 }
 
 /// A file in memory that a runtime opens by its path: nothing is left of it, and no disk
@@ -88,6 +144,7 @@ pub async fn run(
     mut log: MemoryFile,
     output: Output,
     cancel: &Cancel,
+    about: About<'_>,
 ) -> std::result::Result<Vec<u8>, Failure> {
     let mut captured = match output {
         Output::Captured => Some(capture(&mut command).map_err(Failure::Spawn)?),
@@ -102,10 +159,12 @@ pub async fn run(
     let exit = match cancel.unless(spawned.ended()).await {
         Ok(ended) => ended.map_err(failed)?,
         Err(cause) => {
-            cut_short(&name, spawned).await;
+            about.log_killed(&name, cause);
+            cut_short(&name, spawned, &about).await;
             return Err(Failure::Cut(cause));
         }
     };
+    about.log_exit(&name, exit.status);
     let printed = captured.as_mut().map_or(Vec::new(), MemoryFile::content);
     if exit.status == 0 {
         return Ok(printed);
@@ -113,17 +172,21 @@ pub async fn run(
     let text = flavor::last_error(&log.content())
         .or_else(|| Some(String::from_utf8_lossy(&printed).trim().to_owned()))
         .filter(|text| !text.is_empty())
-        .unwrap_or_else(|| format!("{} ended with status {}", name.display(), exit.status));
+        .unwrap_or_else(|| format!("{} exited with status {}", name.display(), exit.status));
     Err(Failure::Exit(text))
 }
 
 /// Kills a command with its process group.
-async fn cut_short(name: &Path, mut spawned: Spawned) {
+async fn cut_short(name: &Path, mut spawned: Spawned, about: &About<'_>) {
     spawned.kill();
     let ended = tokio::time::timeout(KILL_TIMEOUT, spawned.ended()).await;
     if ended.is_err() {
+        let About { verb, id, exec, .. } = about;
         let name = name.display();
-        log::warn!("kill {name}: it has not ended {KILL_TIMEOUT:?} after SIGKILL");
+        log::warn!(
+            id, exec;
+            "kill OCI runtime {name} {verb}: still running {KILL_TIMEOUT:?} after SIGKILL"
+        );
     }
 }
 

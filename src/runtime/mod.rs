@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use command::{Failure, MemoryFile, Output};
+use command::{About, Failure, MemoryFile, Output};
 
 use crate::blocking;
 use crate::cancel::Cancel;
@@ -102,6 +102,11 @@ impl Runtime {
         }
     }
 
+    /// The runtime's executable, by name or path.
+    pub fn binary(&self) -> &str {
+        &self.binary
+    }
+
     /// Where the runtime keeps its state of container `id`.
     pub fn state_dir(&self, id: &str) -> PathBuf {
         self.root.join(id)
@@ -116,7 +121,7 @@ impl Runtime {
         io: &mut Opened,
         cancel: &Cancel,
     ) -> Result<i32> {
-        let mut call = self.call("create")?;
+        let mut call = self.call("create", id)?;
         call.arg("--bundle").arg(&self.bundle);
         call.arg("--pid-file").arg(pid_file);
         call.console(io);
@@ -149,7 +154,7 @@ impl Runtime {
         io: &mut Opened,
         cancel: &Cancel,
     ) -> Result<i32> {
-        let mut call = self.call("restore")?;
+        let mut call = self.call("restore", id)?;
         call.arg("--image-path").arg(restore.image_path);
         call.arg("--work-path").arg(restore.work_path);
         // What the checkpoint was allowed to keep. Without these CRIU refuses it, or, as
@@ -181,7 +186,7 @@ impl Runtime {
         checkpoint: &Checkpoint,
         cancel: &Cancel,
     ) -> Result<()> {
-        let mut call = self.call("checkpoint")?;
+        let mut call = self.call("checkpoint", id)?;
         call.arg("--image-path").arg(&checkpoint.image_path);
         call.arg("--work-path").arg(&checkpoint.work_path);
         if !checkpoint.parent_path.is_empty() {
@@ -245,7 +250,7 @@ impl Runtime {
         io: &mut Opened,
         cancel: &Cancel,
     ) -> Result<i32> {
-        let mut call = self.call("exec")?;
+        let mut call = self.call("exec", id)?;
         let spec_file = MemoryFile::holding(spec, &self.bundle)?;
         let pid_file = call.file("pid");
         call.arg("--process").arg(spec_file.path());
@@ -257,7 +262,7 @@ impl Runtime {
             Err(failure) => {
                 // It may have been killed when the process was made.
                 if let Ok(pid) = read_pid(&pid_file.0) {
-                    self.kill_child(pid);
+                    self.kill_child(pid, id, io.exec_id());
                 }
                 Err(failed("OCI runtime exec failed")(failure))
             }
@@ -266,17 +271,17 @@ impl Runtime {
 
     /// Kills a process that a runtime made before it was cut short itself: its parent is
     /// gone, so that it is a child of ours.
-    fn kill_child(&self, pid: i32) {
+    fn kill_child(&self, pid: i32, id: &str, exec: &str) {
         let adopted = self.reaper.adopt(pid);
         let killed = adopted.and_then(|(child, _)| child.signal(Signal::SIGKILL as i32));
         if let Err(error) = killed {
-            log::debug!("kill process {pid} that the OCI runtime made: {error}");
+            log::debug!(id, exec; "kill process {pid} that the OCI runtime started: {error}");
         }
     }
 
     /// Sends `signal` to all processes of container `id`.
     pub async fn kill_all(&self, id: &str, signal: u32, cancel: &Cancel) -> Result<()> {
-        let mut call = self.call("kill")?;
+        let mut call = self.call("kill", id)?;
         call.arg("--all").arg(id).arg(signal.to_string());
         match call.run(cancel).await {
             Ok(_) => Ok(()),
@@ -306,7 +311,7 @@ impl Runtime {
 
     /// Applies `resources`, OCI `LinuxResources` as JSON, to container `id`.
     pub async fn update(&self, id: &str, resources: &[u8], cancel: &Cancel) -> Result<()> {
-        let mut call = self.call("update")?;
+        let mut call = self.call("update", id)?;
         let file = MemoryFile::holding(resources, &self.bundle)?;
         call.arg("--resources").arg(file.path()).arg(id);
         call.run(cancel)
@@ -338,7 +343,7 @@ impl Runtime {
         let state = self.state_dir(id);
         let state = state.display();
         match removed.context(|| format!("remove the OCI runtime's state {state}"))? {
-            true => log::warn!("{error}: removed the state {state}, which cannot be read"),
+            true => log::warn!(id; "{error}: removed unreadable OCI runtime state {state}"),
             false => return Err(error),
         }
         Ok(())
@@ -362,7 +367,7 @@ impl Runtime {
     }
 
     async fn delete_with(&self, options: &[&str], id: &str, cancel: &Cancel) -> Result<()> {
-        let mut call = self.call("delete")?;
+        let mut call = self.call("delete", id)?;
         for option in options {
             call.arg(option);
         }
@@ -378,7 +383,7 @@ impl Runtime {
     /// [`Kind::NotFound`]: there is no such runtime; [`Kind::Unimplemented`]: it
     /// does not say.
     pub async fn features(&self, cancel: &Cancel) -> Result<Vec<u8>> {
-        let call = self.call("features")?;
+        let call = self.call("features", "")?;
         match call.run(cancel).await {
             Ok(json) => Ok(json),
             Err(Failure::Spawn(error)) => Err(error),
@@ -393,12 +398,12 @@ impl Runtime {
         id: &str,
         cancel: &Cancel,
     ) -> std::result::Result<(), Failure> {
-        let mut call = self.call(verb).map_err(Failure::Spawn)?;
+        let mut call = self.call(verb, id).map_err(Failure::Spawn)?;
         call.arg(id);
         call.run(cancel).await.map(drop)
     }
 
-    fn call(&self, verb: &str) -> Result<Call<'_>> {
+    fn call<'a>(&'a self, verb: &'a str, id: &'a str) -> Result<Call<'a>> {
         let number = self.sequence.get();
         self.sequence.set(number + 1);
         let stem = self
@@ -423,6 +428,8 @@ impl Runtime {
         command.arg(verb);
         Ok(Call {
             reaper: &self.reaper,
+            verb,
+            id,
             command,
             log,
             stem,
@@ -433,6 +440,9 @@ impl Runtime {
 /// An invocation that is being put together.
 struct Call<'a> {
     reaper: &'a Reaper,
+    verb: &'a str,
+    /// The container's id.
+    id: &'a str,
     command: Command,
     log: MemoryFile,
     stem: PathBuf,
@@ -456,8 +466,9 @@ impl Call<'_> {
     }
 
     async fn run(self, cancel: &Cancel) -> std::result::Result<Vec<u8>, Failure> {
+        let about = About::new(self.verb, self.id, "", &self.command);
         let Call { command, log, .. } = self;
-        command::run(self.reaper, command, log, Output::Captured, cancel).await
+        command::run(self.reaper, command, log, Output::Captured, cancel, about).await
     }
 
     async fn run_with(
@@ -471,7 +482,8 @@ impl Call<'_> {
         } else {
             Output::Captured
         };
-        command::run(self.reaper, self.command, self.log, output, cancel)
+        let about = About::new(self.verb, self.id, io.exec_id(), &self.command);
+        command::run(self.reaper, self.command, self.log, output, cancel, about)
             .await
             .map(drop)
     }

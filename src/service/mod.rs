@@ -4,6 +4,7 @@
 //! A call that changes something is cut short, and undone, a moment after its client has
 //! left or its deadline has passed.
 
+mod request_log;
 mod wire;
 
 use std::cell::{Cell, OnceCell};
@@ -24,6 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::proto::{self, Empty, Message, task};
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Server};
+use request_log::RequestLog;
 
 /// Both names of the service.
 const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
@@ -60,7 +62,9 @@ impl Service {
         let handler = Rc::new(move |call: Rc<Call>| -> Answer {
             let service = service.clone();
             Box::pin(async move {
+                let log = RequestLog::new(call.clone());
                 let answer = service.clone().answer(call.clone()).await;
+                log.answered(&answer);
                 // Stats are asked for every few seconds: that is no end of a rest.
                 if call.method != "Stats" {
                     service.worked.notify_one();
@@ -105,15 +109,17 @@ impl Service {
             .is_some_and(|server| server.pending().0 > 0)
     }
 
-    /// What is there and what is under way, in a few lines for people.
-    pub fn report(&self) -> Vec<String> {
+    /// What is there and what is under way, in a few lines for people, each with the id of
+    /// its container; empty: the server.
+    pub fn report(&self) -> Vec<(String, String)> {
         let mut lines = self.tasks.report();
         if let Some(server) = self.server.get() {
             let (running, parked) = server.pending();
-            lines.push(format!(
-                "{} connections, {running} requests under way, {parked} parked",
+            let line = format!(
+                "{} connections, {running} requests under way, {parked} waiting for an exit",
                 server.connections()
-            ));
+            );
+            lines.push((String::new(), line));
         }
         lines
     }
@@ -279,7 +285,7 @@ impl Service {
         let container = self.tasks.find(&request.id)?;
         match request.exec_id.as_str() {
             "" => container.kill(request.signal, request.all, &cancel).await?,
-            exec_id => container.kill_exec(exec_id, request.signal)?,
+            exec_id => container.kill_exec(exec_id, request.signal).await?,
         }
         Ok(Empty::new())
     }

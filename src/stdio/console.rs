@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, open};
@@ -26,7 +27,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
 use super::copy::{DRAIN, Drain, End};
-use super::set_nonblocking;
+use super::{Owner, Subject, set_nonblocking};
 use crate::error::{Context, Result};
 use crate::sys;
 
@@ -56,11 +57,12 @@ struct Directory {
 }
 
 impl ConsoleSocket {
-    /// Makes one in `bundle`, which goes with the container whatever happens to us; or in a
+    /// Makes one in the bundle, which goes with the container whatever happens to us; or in a
     /// temporary directory, if the bundle takes none.
-    pub(super) fn new(bundle: &Path) -> Result<Self> {
-        Self::in_directory(bundle).or_else(|error| {
-            log::warn!("{error}: trying a temporary directory");
+    pub(super) fn new(owner: &Owner<'_>) -> Result<Self> {
+        Self::in_directory(owner.bundle).or_else(|error| {
+            let (id, exec) = (owner.container_id, owner.exec_id);
+            log::warn!(id, exec; "{error}: trying a temporary directory");
             let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
             let runtime = runtime.filter(|path| path.is_absolute() && path.is_dir());
             Self::in_directory(&runtime.unwrap_or_else(env::temp_dir))
@@ -89,7 +91,7 @@ impl ConsoleSocket {
     pub(super) async fn receive(self) -> Result<OwnedFd> {
         let master = match timeout(PATIENCE, self.master()).await {
             Ok(received) => received,
-            Err(_) => Err(io::Error::other("the runtime sent no terminal")),
+            Err(_) => Err(io::Error::other("the OCI runtime sent no terminal")),
         };
         master.context(|| format!("receive from console socket {}", self.path.display()))
     }
@@ -101,7 +103,9 @@ impl ConsoleSocket {
             if let Some(fd) = receive(&stream).await? {
                 return match sys::tty::is_master(fd.as_fd()) {
                     true => Ok(fd),
-                    false => Err(io::Error::other("what the runtime sent is no terminal")),
+                    false => Err(io::Error::other(
+                        "the OCI runtime sent a descriptor that is not a terminal",
+                    )),
                 };
             }
         }
@@ -149,6 +153,7 @@ impl Drop for Directory {
 /// A process's terminal.
 #[derive(Debug)]
 pub(super) struct Terminal {
+    subject: Arc<Subject>,
     /// The one descriptor of the master; the copiers have it too.
     master: RefCell<Option<Rc<End>>>,
     /// The other side, open until the process ends: else the master would be hung up
@@ -158,15 +163,17 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    pub(super) fn new(master: OwnedFd) -> Result<Self> {
+    pub(super) fn new(master: OwnedFd, subject: Arc<Subject>) -> Result<Self> {
+        let Subject { id, exec } = &*subject;
         let slave = sys::tty::open_slave(master.as_fd())
-            .inspect_err(|e| log::warn!("open the terminal's slave: {e}"))
+            .inspect_err(|e| log::warn!(id, exec; "open the terminal's slave: {e}"))
             .ok();
         let both = Interest::READABLE | Interest::WRITABLE;
         let master = set_nonblocking(&master)
             .and_then(|()| End::new(master, both))
             .context(|| "watch the terminal's master")?;
         Ok(Self {
+            subject,
             master: RefCell::new(Some(Rc::new(master))),
             slave: RefCell::new(slave),
         })
@@ -190,13 +197,14 @@ impl Terminal {
     /// when it comes to its end, the master closes.
     pub(super) async fn hang_up(&self, drain: &Drain) {
         let Some(master) = self.master() else { return };
+        let Subject { id, exec } = &*self.subject;
         if timeout(DRAIN, drain.idle(&master)).await.is_err() {
-            log::debug!("hang up terminal: it still has output");
+            log::debug!(id, exec; "hang up terminal: unread output is lost");
         }
         if let Some(slave) = self.slave.take()
             && let Err(e) = sys::tty::hang_up(slave.as_fd())
         {
-            log::warn!("hang up terminal: {e}");
+            log::warn!(id, exec; "hang up terminal: {e}");
         }
         // Processes that ignore it keep the terminal, but can write to it no more.
         drain.exit();

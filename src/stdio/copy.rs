@@ -39,6 +39,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::fifo::{Kind, Looks, Reading};
 use super::pump::{Pump, Pumped, Stream};
 use super::sizes::{self, QUIET, SHRINK_PAUSE, Sizes};
+use super::{Label, Subject};
 use crate::sys;
 
 /// Most bytes that one transfer moves: what the largest pipe of a client holds.
@@ -380,7 +381,7 @@ pub(super) struct Copy {
     to: Rc<End>,
     until: Until,
     /// What the log calls the stream.
-    name: String,
+    label: Label,
     splices: bool,
     sizes: Sizes,
     /// Its pipes are to shrink, and hold too much for that.
@@ -399,13 +400,13 @@ pub(super) struct Copy {
 
 impl Copy {
     /// From a pipe, FIFO or file to another.
-    pub(super) fn new(from: Rc<End>, to: Rc<End>, until: Until, name: String) -> Self {
+    pub(super) fn new(from: Rc<End>, to: Rc<End>, until: Until, label: Label) -> Self {
         let sizes = Sizes::of(&from, &to);
         Self {
             from,
             to,
             until,
-            name,
+            label,
             splices: true,
             sizes,
             lags: false,
@@ -419,10 +420,10 @@ impl Copy {
     }
 
     /// From or to a terminal, which splice does not serve.
-    pub(super) fn terminal(from: Rc<End>, to: Rc<End>, until: Until, name: String) -> Self {
+    pub(super) fn terminal(from: Rc<End>, to: Rc<End>, until: Until, label: Label) -> Self {
         Self {
             splices: false,
-            ..Self::new(from, to, until, name)
+            ..Self::new(from, to, until, label)
         }
     }
 
@@ -454,7 +455,10 @@ impl Copy {
             match self.pump() {
                 // Apart, as most streams never need its room.
                 Ok(pump) => return Box::pin(self.run_on_thread(pump)).await,
-                Err(e) => log::error!("copy {} on a thread: {e}", self.name),
+                Err(e) => {
+                    let Subject { id, exec } = &*self.label.subject;
+                    log::error!(id, exec; "copy {} on a thread: {e}", self.label);
+                }
             }
         }
         let mut turns = 0;
@@ -499,7 +503,7 @@ impl Copy {
             from: self.from.fd.clone(),
             to: self.to.fd.clone(),
             ends_with_sink: matches!(self.until, Until::SinkGone),
-            name: self.name.clone(),
+            label: self.label.clone(),
             moved: self.moved.clone(),
         })
     }
@@ -525,7 +529,8 @@ impl Copy {
                 Ok(Pumped::Ended) => break,
                 Ok(Pumped::Rests) => looks = Looks::new(THREAD_PAUSE),
                 Err(e) => {
-                    log::warn!("copy {}: {e}", self.name);
+                    let Subject { id, exec } = &*self.label.subject;
+                    log::warn!(id, exec; "copy {}: {e}", self.label);
                     looks.pause().await;
                 }
             }
@@ -625,7 +630,8 @@ impl Copy {
     fn refuse(&mut self, cause: Errno) -> usize {
         let refused = self.pending.len();
         if self.dropped == 0 {
-            log::warn!("write {}: {cause}: output is being dropped", self.name);
+            let Subject { id, exec } = &*self.label.subject;
+            log::warn!(id, exec; "write {}: {cause}: output is dropped", self.label);
         }
         self.dropped += refused as u64;
         self.pending = 0..0;
@@ -635,7 +641,8 @@ impl Copy {
     /// Tells how much was dropped, once that is over.
     fn report(&mut self) {
         if self.dropped > 0 {
-            log::warn!("write {}: {} bytes were dropped", self.name, self.dropped);
+            let Subject { id, exec } = &*self.label.subject;
+            log::warn!(id, exec; "write {}: {} bytes were dropped", self.label, self.dropped);
         }
         self.dropped = 0;
     }

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -27,7 +28,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::copy::{Copy, Drain, End, Undrained, Until, first};
 use super::fifo::Looks;
-use super::{Owner, Task, null, pipe, set_nonblocking};
+use super::{Label, Owner, Subject, Task, null, pipe, set_nonblocking};
 use crate::error::{Context, Error, Kind, Result};
 use crate::local;
 use crate::reaper::{Child, Exited};
@@ -67,6 +68,7 @@ impl Program {
         ends: [OwnedFd; 2],
         hold: bool,
         owner: &Owner<'_>,
+        subject: &Arc<Subject>,
         drain: &Rc<Drain>,
         deadline: Instant,
     ) -> Result<Logger> {
@@ -86,7 +88,11 @@ impl Program {
         let (child, exited) = started.context(operation)?;
         let (end, ended) = oneshot::channel();
         let watch = Watch {
-            name: self.path.display().to_string(),
+            label: Label {
+                subject: subject.clone(),
+                name: "logger",
+                path: self.path.display().to_string(),
+            },
             child,
             held: held.clone(),
         };
@@ -117,7 +123,7 @@ impl Program {
         let Ok(said) = said else {
             return Err(not_ready());
         };
-        if !said.context(|| "wait for it to be ready")? && self.must_say_ready {
+        if !said.context(|| "wait until it is ready")? && self.must_say_ready {
             return Err(Error::unknown(
                 "logging binary did not call ready (it may have crashed or exited prematurely)",
             ));
@@ -154,7 +160,7 @@ impl Logger {
 
 /// What watches over a logging program, from its start to its end.
 struct Watch {
-    name: String,
+    label: Label,
     child: Child,
     held: Rc<Vec<OwnedFd>>,
 }
@@ -171,11 +177,15 @@ impl Watch {
                     0 => log::Level::Debug,
                     _ => log::Level::Warn,
                 };
+                let Subject { id, exec } = &*self.label.subject;
                 log::log!(
                     level,
-                    "logger {} ended with status {}",
-                    self.name,
-                    exit.status
+                    exit_status = exit.status,
+                    signal = exit.signal(),
+                    id,
+                    exec;
+                    "{} exited",
+                    self.label
                 );
                 self.replace(ended).await;
             }
@@ -186,10 +196,12 @@ impl Watch {
     /// Reads what the program would have: the container must not be stopped by pipes
     /// that nobody empties.
     async fn replace(self, ended: oneshot::Receiver<()>) {
-        let discard = |fd: &OwnedFd| match fd.try_clone().and_then(discard) {
+        let copy = |fd| discard(fd, self.label.clone());
+        let discard = |fd: &OwnedFd| match fd.try_clone().and_then(copy) {
             Ok(copy) => Some(Task::spawn(self.tell(copy))),
             Err(e) => {
-                log::warn!("read for logger {}: {e}", self.name);
+                let Subject { id, exec } = &*self.label.subject;
+                log::warn!(id, exec; "read output instead of {}: {e}", self.label);
                 None
             }
         };
@@ -199,13 +211,14 @@ impl Watch {
         drop(tasks);
     }
 
-    /// Runs `copy` and tells how much that dropped.
+    /// Runs `copy` and logs how much that dropped.
     fn tell(&self, copy: Copy) -> impl Future<Output = ()> + use<> {
-        let name = self.name.clone();
+        let label = self.label.clone();
         async move {
             let dropped = copy.run().await;
             if dropped > 0 {
-                log::warn!("logger {name} has ended: {dropped} bytes of output were dropped");
+                let Subject { id, exec } = &*label.subject;
+                log::warn!(id, exec; "{label} has exited: {dropped} bytes of output were dropped");
             }
         }
     }
@@ -219,7 +232,12 @@ impl Watch {
         let _ = ending.child.signal(Signal::SIGTERM as i32);
         ending.over = timeout(GRACE, exited).await.is_ok();
         if !ending.over {
-            log::warn!("logger {} ignores SIGTERM: killed", self.name);
+            let Subject { id, exec } = &*self.label.subject;
+            log::warn!(
+                id, exec;
+                "{} did not exit within {GRACE:?} after SIGTERM: sending SIGKILL",
+                self.label
+            );
         }
     }
 }
@@ -261,10 +279,10 @@ pub(super) async fn ended() {
 }
 
 /// The copy of `pipe` to nowhere.
-fn discard(pipe: OwnedFd) -> io::Result<Copy> {
+fn discard(pipe: OwnedFd, label: Label) -> io::Result<Copy> {
     // The program shared this flag. It is gone.
     set_nonblocking(&pipe)?;
     let from = Rc::new(End::source(pipe)?);
     let to = Rc::new(End::sink(null()?)?);
-    Ok(Copy::new(from, to, Until::SinkGone, "null".into()))
+    Ok(Copy::new(from, to, Until::SinkGone, label))
 }

@@ -22,6 +22,7 @@ mod target;
 mod tests;
 
 use std::cell::RefCell;
+use std::fmt;
 use std::fs::OpenOptions;
 use std::future::Future;
 use std::io;
@@ -72,6 +73,8 @@ pub struct Owner<'a> {
     pub namespace: &'a str,
     /// The container's id.
     pub container_id: &'a str,
+    /// The exec's id; empty for the init.
+    pub exec_id: &'a str,
     /// The container's bundle.
     pub bundle: &'a Path,
     /// User that owns the container's ends of pipes.
@@ -82,9 +85,38 @@ pub struct Owner<'a> {
     pub reaper: &'a Reaper,
 }
 
+/// Which process the log's lines are about.
+#[derive(Debug)]
+struct Subject {
+    /// The container's id.
+    id: String,
+    /// The exec's; empty for the init.
+    exec: String,
+}
+
+/// What the log calls a stream.
+#[derive(Debug, Clone)]
+struct Label {
+    subject: Arc<Subject>,
+    /// `stdin`, `stdout` or `stderr`.
+    name: &'static str,
+    /// Its other end: a path, a logging program; empty for none.
+    path: String,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path.as_str() {
+            "" => f.write_str(self.name),
+            path => write!(f, "{} {path}", self.name),
+        }
+    }
+}
+
 /// Stdio that is open on containerd's side and waits for the process to be made.
 #[derive(Debug)]
 pub struct Opened {
+    subject: Arc<Subject>,
     console: Option<ConsoleSocket>,
     /// The process's stdin, stdout and stderr.
     passed: [Option<OwnedFd>; 3],
@@ -105,8 +137,7 @@ struct Early {
     _held: oneshot::Sender<()>,
 }
 
-/// A process's stdin: whence it comes, and the pipe it goes to unless that is a
-/// terminal.
+/// A process's stdin: its source, and the pipe it goes to unless that is a terminal.
 #[derive(Debug)]
 struct Input {
     path: PathBuf,
@@ -117,7 +148,7 @@ struct Input {
 /// One output: where it goes, and the pipe it comes from unless that is a terminal.
 #[derive(Debug)]
 struct Output {
-    name: &'static str,
+    label: Label,
     from: Option<OwnedFd>,
     to: Rc<End>,
 }
@@ -125,6 +156,7 @@ struct Output {
 /// A started process's stdio.
 #[derive(Debug)]
 pub struct Streams {
+    subject: Arc<Subject>,
     terminal: Option<Rc<Terminal>>,
     stdin: RefCell<Stdin>,
     logger: Option<Logger>,
@@ -171,6 +203,10 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
         false => Target::parse(&stdio.stderr).map_err(|e| e.within("stderr"))?,
     };
     let mut opened = Opened {
+        subject: Arc::new(Subject {
+            id: owner.container_id.to_owned(),
+            exec: owner.exec_id.to_owned(),
+        }),
         console: None,
         passed: [None, None, None],
         stdin: None,
@@ -180,7 +216,7 @@ pub async fn open(stdio: &Stdio, owner: &Owner<'_>) -> Result<Opened> {
         drain: Rc::default(),
     };
     if stdio.terminal {
-        opened.console = Some(ConsoleSocket::new(owner.bundle)?);
+        opened.console = Some(ConsoleSocket::new(owner)?);
     }
     opened.open_stdin(&stdin, owner, deadline).await?;
     match (&stdout, &stderr) {
@@ -233,6 +269,10 @@ impl Opened {
         // One place, one descriptor: appended to by both.
         let same = stdout == stderr;
         for (name, target) in [("stdout", stdout), ("stderr", stderr)] {
+            let path = match &target {
+                Target::Path(path) | Target::File(path) => path.display().to_string(),
+                Target::None | Target::Logger(_) => String::new(),
+            };
             let to = match target {
                 Target::None if self.console.is_some() && name == "stdout" => {
                     // Somebody has to read the terminal.
@@ -243,13 +283,19 @@ impl Opened {
                 _ if same && let Some(first) = self.outputs.first() => first.to.clone(),
                 target => Rc::new(open_sink(name, &target, deadline).await?),
             };
-            self.output(name, to, owner)?;
+            self.output(name, path, to, owner)?;
         }
         Ok(())
     }
 
     /// Adds an output to `to`, from a new pipe or from the terminal.
-    fn output(&mut self, name: &'static str, to: Rc<End>, owner: &Owner<'_>) -> Result<()> {
+    fn output(
+        &mut self,
+        name: &'static str,
+        path: String,
+        to: Rc<End>,
+        owner: &Owner<'_>,
+    ) -> Result<()> {
         let from = match self.console {
             Some(_) => None,
             None => {
@@ -259,8 +305,23 @@ impl Opened {
                 Some(read)
             }
         };
-        self.outputs.push(Output { name, from, to });
+        let label = self.label(name, path);
+        self.outputs.push(Output { label, from, to });
         Ok(())
+    }
+
+    fn label(&self, name: &'static str, path: String) -> Label {
+        let subject = self.subject.clone();
+        Label {
+            subject,
+            name,
+            path,
+        }
+    }
+
+    /// The exec's id; empty for the init.
+    pub fn exec_id(&self) -> &str {
+        &self.subject.exec
     }
 
     /// Starts a logging program for stdout and stderr, as far as `wanted`.
@@ -276,13 +337,14 @@ impl Opened {
         let terminal = self.console.is_some();
         let ends = [stdout, stderr];
         let logger = program
-            .start(ends, !terminal, owner, &self.drain, deadline)
+            .start(ends, !terminal, owner, &self.subject, &self.drain, deadline)
             .await?;
         self.logger = Some(logger);
         if terminal {
             let to = set_nonblocking(&stdout_write).and_then(|()| End::sink(stdout_write));
             let to = to.context(|| "watch pipe for stdout")?;
-            return self.output("stdout", Rc::new(to), owner);
+            let path = program.path.display().to_string();
+            return self.output("stdout", path, Rc::new(to), owner);
         }
         self.passed[1] = wanted[0].then_some(stdout_write);
         self.passed[2] = wanted[1].then_some(stderr_write);
@@ -338,7 +400,10 @@ impl Opened {
     /// As [`Opened::start`], but stdin waits for [`Streams::open_stdin`].
     pub async fn start_outputs(self) -> Result<Streams> {
         let terminal = match self.console {
-            Some(socket) => Some(Rc::new(Terminal::new(socket.receive().await?)?)),
+            Some(socket) => {
+                let master = socket.receive().await?;
+                Some(Rc::new(Terminal::new(master, self.subject.clone())?))
+            }
             None => None,
         };
         drop(self.passed);
@@ -351,6 +416,7 @@ impl Opened {
             tasks.push(task);
         }
         Ok(Streams {
+            subject: self.subject,
             terminal,
             stdin: RefCell::new(Stdin::Closed(self.stdin)),
             logger: self.logger,
@@ -363,6 +429,7 @@ impl Opened {
 
 /// Starts copying stdin, to `pipe` or to the terminal.
 fn copy_input(
+    label: Label,
     from: End,
     pipe: Option<OwnedFd>,
     terminal: Option<Rc<Terminal>>,
@@ -370,15 +437,14 @@ fn copy_input(
 ) -> Result<Task> {
     let watched = || "watch stdin";
     let from = Rc::new(from);
-    let name = "stdin".to_string();
     let master = terminal.as_ref().and_then(|terminal| terminal.master());
     let copy = match (pipe, master) {
         (Some(pipe), _) => {
             let to = Rc::new(End::sink(pipe).context(watched)?);
-            Copy::new(from, to, Until::SinkGone, name)
+            Copy::new(from, to, Until::SinkGone, label)
         }
-        (None, Some(master)) => Copy::terminal(from, master, Until::SinkGone, name),
-        (None, None) => return Err(Error::unknown("copy stdin: it has nowhere to go")),
+        (None, Some(master)) => Copy::terminal(from, master, Until::SinkGone, label),
+        (None, None) => return Err(Error::unknown("copy stdin: no pipe and no terminal")),
     };
     let drain = drain.clone();
     Ok(Task::spawn(async move {
@@ -396,24 +462,28 @@ fn copy_output(
     drain: &Rc<Drain>,
     held: Option<oneshot::Receiver<()>>,
 ) -> Result<(Flow, Task)> {
-    let Output { name, from, to } = output;
+    let Output { label, from, to } = output;
+    let name = label.name;
     let (copy, source) = match (from, master) {
         (Some(pipe), _) => {
             let from = Rc::new(End::source(pipe).context(|| format!("watch {name}"))?);
             let source = Rc::downgrade(&from);
             let until = Until::Drained(drain.clone());
             (
-                Copy::new(from, to.clone(), until, name.into()),
+                Copy::new(from, to.clone(), until, label.clone()),
                 Some(source),
             )
         }
         (None, Some(master)) => {
             let until = Until::Exited(drain.clone());
-            (Copy::terminal(master, to.clone(), until, name.into()), None)
+            (
+                Copy::terminal(master, to.clone(), until, label.clone()),
+                None,
+            )
         }
         (None, None) => {
             return Err(Error::unknown(format!(
-                "copy {name}: it comes from nowhere"
+                "copy {name}: no pipe and no terminal"
             )));
         }
     };
@@ -435,7 +505,8 @@ fn copy_output(
         if let Some(sink) = Rc::into_inner(to)
             && let Err(e) = fifo::close(sink).await
         {
-            log::warn!("close {name}: {e}");
+            let Subject { id, exec } = &*label.subject;
+            log::warn!(id, exec; "close {label}: {e}");
         }
     });
     Ok((flow, task))
@@ -484,7 +555,12 @@ impl Streams {
         };
         let opened = from.open();
         let (read, hold) = opened.context(|| format!("open stdin {}", path.display()))?;
-        let _task = copy_input(read, to, self.terminal.clone(), &self.drain)?;
+        let label = Label {
+            subject: self.subject.clone(),
+            name: "stdin",
+            path: path.display().to_string(),
+        };
+        let _task = copy_input(label, read, to, self.terminal.clone(), &self.drain)?;
         *stdin = Stdin::Open { hold, _task };
         Ok(())
     }
@@ -526,7 +602,13 @@ impl Streams {
         for output in &self.outputs {
             match timeout_at(ended + DRAIN, output.consumed()).await {
                 Ok(()) => {}
-                Err(_) => return log::debug!("the client did not read all output in 10 s"),
+                Err(_) => {
+                    let Subject { id, exec } = &*self.subject;
+                    return log::debug!(
+                        id, exec;
+                        "exit event published before the client has read all output: waited {DRAIN:?}"
+                    );
+                }
             }
         }
     }
@@ -543,7 +625,8 @@ impl Streams {
             }
         }
         if timeout_at(ended + DRAIN, self.drain.done()).await.is_err() {
-            log::debug!("output was not drained in {} s", DRAIN.as_secs());
+            let Subject { id, exec } = &*self.subject;
+            log::debug!(id, exec; "drain output: not done within {DRAIN:?}");
         }
     }
 }

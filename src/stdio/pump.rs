@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
+use super::{Label, Subject};
 use crate::blocking;
 use crate::error::Result;
 use crate::sys;
@@ -37,7 +38,7 @@ pub(super) struct Stream {
     /// Whether a sink that fails is the end; else what it refuses is dropped.
     pub(super) ends_with_sink: bool,
     /// What the log calls it.
-    pub(super) name: String,
+    pub(super) label: Label,
     /// How many bytes were written or dropped.
     pub(super) moved: Arc<AtomicU64>,
 }
@@ -96,10 +97,9 @@ impl Drop for Pump {
         if pending > 0 {
             let unread = sys::fd::unread(self.0.stream.from.as_fd()).unwrap_or(0);
             let lost = pending + unread;
-            log::warn!(
-                "write {}: {lost} bytes were not written in time",
-                self.0.stream.name
-            );
+            let label = &self.0.stream.label;
+            let Subject { id, exec } = &*label.subject;
+            log::warn!(id, exec; "write {label}: {lost} bytes were not written in time");
         }
     }
 }
@@ -113,7 +113,7 @@ impl State {
     fn copy(&self) -> Pumped {
         let mut buffer = vec![0; BUFFER];
         let mut dropped = Dropped {
-            name: &self.stream.name,
+            label: &self.stream.label,
             bytes: 0,
         };
         loop {
@@ -193,21 +193,23 @@ impl State {
 
 /// What a sink refused since it last took something; tells how much when it goes.
 struct Dropped<'a> {
-    name: &'a str,
+    label: &'a Label,
     bytes: usize,
 }
 
 impl Dropped<'_> {
     fn add(&mut self, bytes: usize, cause: Errno) {
         if self.bytes == 0 {
-            log::warn!("write {}: {cause}: output is being dropped", self.name);
+            let Subject { id, exec } = &*self.label.subject;
+            log::warn!(id, exec; "write {}: {cause}: output is dropped", self.label);
         }
         self.bytes += bytes;
     }
 
     fn report(&mut self) {
         if self.bytes > 0 {
-            log::warn!("write {}: {} bytes were dropped", self.name, self.bytes);
+            let Subject { id, exec } = &*self.label.subject;
+            log::warn!(id, exec; "write {}: {} bytes were dropped", self.label, self.bytes);
         }
         self.bytes = 0;
     }

@@ -63,7 +63,7 @@ fn split_scheme(text: &str) -> Option<(&str, &str)> {
 fn absolute_path(uri: &str, path: &str) -> Result<PathBuf> {
     let path = path.strip_prefix("//").unwrap_or(path);
     if !path.starts_with('/') {
-        return Err(Error::invalid(format!("{uri}: its path is not absolute")));
+        return Err(Error::invalid(format!("{uri}: path is not absolute")));
     }
     Ok(decode(uri, path, false)?.into())
 }
@@ -90,7 +90,7 @@ fn decode(uri: &str, text: &str, query: bool) -> Result<OsString> {
                 let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16));
                 match (digit(), digit()) {
                     (Some(high), Some(low)) => (high * 16 + low) as u8,
-                    _ => return Err(invalid("a percent sign without two hex digits")),
+                    _ => return Err(invalid("invalid percent-encoding")),
                 }
             }
             b'+' if query => b' ',
@@ -98,7 +98,7 @@ fn decode(uri: &str, text: &str, query: bool) -> Result<OsString> {
         });
     }
     if decoded.contains(&0) {
-        return Err(invalid("a NUL"));
+        return Err(invalid("contains a NUL byte"));
     }
     Ok(OsString::from_vec(decoded))
 }
@@ -153,11 +153,11 @@ mod tests {
                 "unknown STDIO scheme ttrpc+unix",
             ),
             ("gopher://a/b", "unknown STDIO scheme gopher"),
-            ("file://host/a", "file://host/a: its path is not absolute"),
+            ("file://host/a", "file://host/a: path is not absolute"),
             ("file://", "not absolute"),
-            ("binary:///a%2", "without two hex digits"),
-            ("binary:///a?b=%zz", "without two hex digits"),
-            ("file:///a%00", "a NUL"),
+            ("binary:///a%2", "invalid percent-encoding"),
+            ("binary:///a?b=%zz", "invalid percent-encoding"),
+            ("file:///a%00", "contains a NUL byte"),
         ] {
             let error = Target::parse(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

@@ -73,6 +73,7 @@ fn owner(reaper: &Reaper) -> Owner<'_> {
     Owner {
         namespace: "ns",
         container_id: "id",
+        exec_id: "",
         bundle: Path::new("/tmp"),
         uid: geteuid().as_raw(),
         gid: getegid().as_raw(),
@@ -851,7 +852,7 @@ fn a_terminal_that_does_not_come_is_an_error() {
                 ..Stdio::default()
             };
             let before = descriptors();
-            for (sent, text) in [(false, "sent no terminal"), (true, "is no terminal")] {
+            for (sent, text) in [(false, "sent no terminal"), (true, "is not a terminal")] {
                 let opened = open(&stdio, &owner(&reaper)).await.unwrap();
                 let socket = opened.console_socket().unwrap().to_owned();
                 let parent = fs::canonicalize(socket.parent().unwrap()).unwrap();

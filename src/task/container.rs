@@ -262,7 +262,7 @@ impl Container {
             let limit = Cancel::after(UNDO_TIMEOUT);
             let undone = self.runtime.kill_and_delete(id, &limit).await;
             // A runtime that was killed may have left a directory that it takes for nothing.
-            let left = || Error::unknown("delete left the state");
+            let left = || Error::unknown("OCI runtime delete left the state directory");
             let undone = match self.runtime.state_dir(id).exists() {
                 true => {
                     let error = undone.err().unwrap_or_else(left);
@@ -270,15 +270,16 @@ impl Container {
                 }
                 false => undone,
             };
-            undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+            undone.unwrap_or_else(|e| log::error!(id; "undo create of container: {e}"));
         }
         if others.cgroup || others.state {
             return log::warn!(
-                "undo create of {id}: another container has its name, or its cgroup"
+                id;
+                "undo create of container: another container has its ID or its cgroup; left both"
             );
         }
         let undone = self.remove_planned_cgroup().await;
-        undone.unwrap_or_else(|e| log::error!("undo create of {id}: {e}"));
+        undone.unwrap_or_else(|e| log::error!(id; "undo create of container: {e}"));
     }
 
     /// The cgroup that `config.json` asks for.
@@ -300,7 +301,11 @@ impl Container {
     /// to it than a pipe holds.
     async fn open_stdio(&self, process: &Process, cancel: &Cancel) -> Result<Opened> {
         let (id, shared) = (&self.init.id, &self.shared);
-        let owner = shared.owner(id, &self.bundle, &self.options);
+        let exec_id = match std::ptr::eq(process, &self.init) {
+            true => "",
+            false => &process.id,
+        };
+        let owner = shared.owner(id, exec_id, &self.bundle, &self.options);
         let opened = cancel.unless(stdio::open(&process.stdio, &owner)).await;
         let mut opened = opened.unwrap_or_else(|c| Err(Error::from(c).within("open stdio")))?;
         opened.copy_early()?;
@@ -320,7 +325,7 @@ impl Container {
             streams.open_stdin()?;
         }
         let (child, exited) = adopt(&self.shared, pid)?;
-        self.init.began(child, streams);
+        self.init.began(child, streams, None);
         self.find_cgroup(pid);
         Ok(exited)
     }
@@ -331,11 +336,14 @@ impl Container {
             // What goes on from a checkpoint is many processes.
             Ok(cgroup) if self.checkpoint.is_some() || !cgroup.has_others(pid) => Some(cgroup),
             Ok(_) => {
-                log::warn!("the cgroup of {} has others in it", self.init.id);
+                log::warn!(
+                    id = self.init.id;
+                    "container's cgroup has processes of others: no statistics, no OOM events"
+                );
                 None
             }
             Err(error) => {
-                log::warn!("find the cgroup of {}: {error}", self.init.id);
+                log::warn!(id = self.init.id; "find the container's cgroup: {error}");
                 None
             }
         };
@@ -376,7 +384,7 @@ impl Container {
     fn watch_cgroup(self: &Rc<Self>) {
         let Ok(cgroup) = self.cgroup() else { return };
         if let Err(error) = cgroup.enable_controllers() {
-            log::warn!("enable the controllers for {}: {error}", self.init.id);
+            log::warn!(id = self.init.id; "enable cgroup controllers: {error}");
         }
         let container = Rc::downgrade(self);
         let on_oom = move || {
@@ -389,7 +397,7 @@ impl Container {
         };
         match OomWatch::start(&cgroup, on_oom) {
             Ok(watch) => drop(self.oom.replace(Some(watch))),
-            Err(error) => log::warn!("watch {} for OOM: {error}", self.init.id),
+            Err(error) => log::warn!(id = self.init.id; "watch for OOM: {error}"),
         }
     }
 
@@ -406,7 +414,35 @@ impl Container {
     }
 
     fn tell(&self, event: Event) {
+        self.log(&event);
         self.shared.events.publish(event);
+    }
+
+    /// What an operator is to see of `event`; exits are logged by [`Container::tell_exit`].
+    fn log(&self, event: &Event) {
+        let id = &self.init.id;
+        match event {
+            Event::Create { pid, bundle, .. } => {
+                let runtime = self.runtime.binary();
+                log::info!(pid, runtime, bundle, id; "container created");
+            }
+            Event::Start { pid, .. } => match &self.checkpoint {
+                Some(image) => log::info!(pid, image, id; "container restored from checkpoint"),
+                None => log::info!(pid, id; "container started"),
+            },
+            Event::Exit { .. } => {}
+            Event::Delete { .. } => log::info!(id; "container deleted"),
+            Event::Oom { .. } => log::info!(id; "container out of memory (OOM)"),
+            Event::Paused { .. } => log::info!(id; "container paused"),
+            Event::Resumed { .. } => log::info!(id; "container resumed"),
+            Event::Checkpointed { checkpoint, .. } => {
+                log::info!(image = checkpoint, id; "container checkpointed");
+            }
+            Event::ExecAdded { exec_id, .. } => log::debug!(id, exec = exec_id; "exec added"),
+            Event::ExecStarted { exec_id, pid, .. } => {
+                log::debug!(pid, id, exec = exec_id; "exec started");
+            }
+        }
     }
 
     /// What happens to the init changes its state, by the grid.
@@ -431,6 +467,7 @@ impl Container {
         if started.is_ok() || self.init.runs_its_program() {
             // Still created: an exit is held back, and this is the init's turn.
             let _ = self.step(Op::Start);
+            self.init.started();
             self.tell(Event::Start {
                 container_id: self.id(),
                 pid: self.init.pid(),
@@ -520,7 +557,10 @@ impl Container {
         let started = cancel.unless(io.start()).await;
         match started.map_err(Error::from).flatten() {
             Ok(streams) => {
-                exec.process.began(child, streams);
+                // By then it may run its own already, but the runtime's is init's at first.
+                let created = self.checkpoint.is_none();
+                let made_by = created.then(|| self.init.program_at_first()).flatten();
+                exec.process.began(child, streams, made_by);
                 Ok(exited)
             }
             Err(error) => {
@@ -535,6 +575,7 @@ impl Container {
         let pid = exec.process.pid();
         // Nothing else could happen to it: this is its turn.
         let _ = exec.step(ExecOp::Start);
+        exec.process.started();
         if self.shares_pids && self.exits.borrow().init_ended() {
             // It began too late to be killed with what the init left.
             let _ = exec.process.signal(SIGKILL);
@@ -582,7 +623,7 @@ impl Container {
             self.signal_execs(SIGKILL);
             let limit = Cancel::after(KILL_TIMEOUT);
             let killed = self.kill_all(SIGKILL, &limit).await;
-            log::debug!("kill what is left of {}: {killed:?}", self.init.id);
+            log::debug!(id = self.init.id; "kill the remaining processes: {killed:?}");
         }
         if self.shares_pids || self.init.state() == State::Paused {
             self.thaw().await;
@@ -599,6 +640,20 @@ impl Container {
     }
 
     fn tell_exit(&self, process: &Process, exit: Exit) {
+        let (level, what, exec) = match std::ptr::eq(process, &self.init) {
+            true => (log::Level::Info, "container exited", ""),
+            false => (log::Level::Debug, "exec exited", process.id.as_str()),
+        };
+        log::log!(
+            level,
+            exit_status = exit.status,
+            signal = exit.signal(),
+            after:? = process.lifetime(),
+            pid = process.pid(),
+            id = self.init.id,
+            exec;
+            "{what}"
+        );
         self.tell(Event::Exit {
             container_id: self.id(),
             id: process.id.clone(),
@@ -671,10 +726,10 @@ impl Container {
         };
         match thawed {
             Err(error) if self.init.state() == State::Paused => {
-                log::warn!("thaw {}: {error}", self.init.id);
+                log::warn!(id = self.init.id; "thaw the cgroup: {error}");
                 let limit = Cancel::after(KILL_TIMEOUT);
                 let thawed = self.runtime.resume(&self.init.id, &limit).await;
-                log::debug!("have the runtime thaw {}: {thawed:?}", self.init.id);
+                log::debug!(id = self.init.id; "resume by the OCI runtime: {thawed:?}");
                 true
             }
             thawed => thawed.unwrap_or_default(),
@@ -698,9 +753,12 @@ impl Container {
     }
 
     /// Signals an exec.
-    pub fn kill_exec(&self, exec_id: &str, signal: u32) -> Result<()> {
+    pub async fn kill_exec(&self, exec_id: &str, signal: u32) -> Result<()> {
         let exec = self.find(exec_id)?;
         step_exec(exec.process.state(), ExecOp::Kill)?;
+        if signal != SIGKILL {
+            exec.process.wait_for_its_program().await;
+        }
         exec.process.signal(signal)
     }
 
@@ -714,8 +772,8 @@ impl Container {
             Err(error) => {
                 // The runtime would signal whoever is in the cgroup that it knows of.
                 log::debug!(
-                    "signal {signal} to the processes of {}: {error}",
-                    self.init.id
+                    id = self.init.id;
+                    "send signal {signal} to each process of the container, not to its cgroup: {error}"
                 );
                 return self.signal_trees(signal);
             }
@@ -723,7 +781,7 @@ impl Container {
         if signal == SIGKILL {
             match cgroup.kill(KILL_TIMEOUT).await {
                 Ok(()) => return Ok(()),
-                Err(error) => log::warn!("kill all of {}: {error}", self.init.id),
+                Err(error) => log::warn!(id = self.init.id; "kill all processes: {error}"),
             }
         }
         self.runtime.kill_all(&self.init.id, signal, cancel).await
@@ -766,7 +824,7 @@ impl Container {
             // own record of that.
             let limit = Cancel::after(TURN_TIMEOUT);
             let resumed = self.runtime.resume(&self.init.id, &limit).await;
-            log::debug!("undo pause of {}: {resumed:?}", self.init.id);
+            log::debug!(id = self.init.id; "undo pause: {resumed:?}");
             self.thaw().await;
         }
         paused?;
@@ -824,7 +882,7 @@ impl Container {
                 move || fs::remove_dir_all(&work).context(|| format!("remove {}", work.display()));
             let removed = cancel.unless(blocking::run(remove)).await;
             let removed = removed.map_err(Error::from).flatten().flatten();
-            removed.unwrap_or_else(|e| log::warn!("checkpoint {id}: {e}"));
+            removed.unwrap_or_else(|e| log::warn!(id; "checkpoint: {e}"));
         }
         written?;
         self.tell(Event::Checkpointed {
@@ -874,7 +932,7 @@ impl Container {
             Ok(pids) => pids.into_iter().for_each(|pid| {
                 members.entry(pid as u32).or_default();
             }),
-            Err(error) => log::debug!("list the processes of {}: {error}", self.init.id),
+            Err(error) => log::debug!(id = self.init.id; "list processes in the cgroup: {error}"),
         }
         let member = |(pid, exec_id)| Member { pid, exec_id };
         Ok(members.into_iter().map(member).collect())
@@ -938,7 +996,7 @@ impl Container {
             self.sigkill_sent.set(true);
             let _ = self.init.signal(SIGKILL);
             let ended = timeout(KILL_TIMEOUT, self.init.wait()).await;
-            ended.context(|| format!("wait for the end of {}", self.init.id))?;
+            ended.context(|| format!("wait for the exit of container {}", self.init.id))?;
         }
         if let Some(streams) = self.init.streams() {
             cancel.unless(streams.drained()).await?;
@@ -947,7 +1005,7 @@ impl Container {
         self.thaw().await;
         if !self.runtime.delete(&self.init.id, cancel).await? {
             let removed = self.remove_planned_cgroup().await;
-            removed.unwrap_or_else(|e| log::warn!("delete {}: {e}", self.init.id));
+            removed.unwrap_or_else(|e| log::warn!(id = self.init.id; "delete: {e}"));
         }
         self.init.close_streams();
         for exec in std::mem::take(&mut *self.execs.borrow_mut()).into_values() {
@@ -1105,7 +1163,7 @@ async fn undo_mounts(
     rootfs: PathBuf,
     reserved: &Rc<Reserved>,
 ) {
-    let reserved = reserved.clone();
+    let (reserved, id) = (reserved.clone(), reserved.id.clone());
     let name = rootfs.display().to_string();
     let undoing = local::spawn(async move {
         if let Some(mounting) = mounting {
@@ -1113,18 +1171,22 @@ async fn undo_mounts(
             let _ = mounting.await;
         }
         if let Err(error) = unmount_all(&rootfs).await {
-            log::error!("undo create: {error}");
+            log::error!(id = reserved.id; "undo create of container: {error}");
         }
         drop(reserved);
     });
     if timeout(UNDO_TIMEOUT, undoing).await.is_err() {
-        log::error!("undo create: unmount {name}: not done within {UNDO_TIMEOUT:?}, goes on");
+        log::error!(
+            id;
+            "undo create of container: unmount {name}: not done within {UNDO_TIMEOUT:?}, \
+             continues in the background"
+        );
     }
 }
 
 fn adopt(shared: &Shared, pid: i32) -> Result<(crate::reaper::Child, Exited)> {
     let adopted = shared.reaper.adopt(pid);
-    adopted.context(|| format!("adopt process {pid} that the OCI runtime made"))
+    adopted.context(|| format!("adopt process {pid} that the OCI runtime started"))
 }
 
 fn resize(process: &Process, width: u16, height: u16) -> Result<()> {

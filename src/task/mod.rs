@@ -47,12 +47,14 @@ impl Shared {
     fn owner<'a>(
         &'a self,
         container_id: &'a str,
+        exec_id: &'a str,
         bundle: &'a Bundle,
         options: &Options,
     ) -> Owner<'a> {
         Owner {
             namespace: &self.namespace,
             container_id,
+            exec_id,
             bundle: bundle.path(),
             uid: options.io_uid,
             gid: options.io_gid,
@@ -105,7 +107,7 @@ impl Tasks {
         let mut slots = self.slots.by_id.borrow_mut();
         let taken = match slots.get(id) {
             None => None,
-            Some(Slot::Creating(_)) => Some("it is being created, or that is being undone"),
+            Some(Slot::Creating(_)) => Some("is being created, or its creation is being undone"),
             Some(Slot::Created(container)) if container.is_deleted() => None,
             Some(Slot::Created(_)) => Some("already exists"),
         };
@@ -152,7 +154,10 @@ impl Tasks {
             .await
             .is_err()
         {
-            log::error!("undo create of {id}: not done within {GIVE_UP_TIMEOUT:?}");
+            log::error!(
+                id;
+                "undo create of container: not done within {GIVE_UP_TIMEOUT:?}"
+            );
         }
     }
 
@@ -186,12 +191,15 @@ impl Tasks {
         self.slots.by_id.borrow().is_empty()
     }
 
-    /// Each container in a line, for people: its processes, their states and pids.
-    pub fn report(&self) -> Vec<String> {
+    /// Each container's id and, for people, its processes, their states and pids.
+    pub fn report(&self) -> Vec<(String, String)> {
         let slots = self.slots.by_id.borrow();
         let line = |(id, slot): (&String, &Slot)| match slot {
-            Slot::Created(container) => format!("container {id}: {}", container.report()),
-            Slot::Creating(_) => format!("container {id}: is being created"),
+            Slot::Created(container) => (
+                id.clone(),
+                format!("container {id}: {}", container.report()),
+            ),
+            Slot::Creating(_) => (id.clone(), format!("container {id}: is being created")),
         };
         slots.iter().map(line).collect()
     }

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use tokio::sync::{Mutex, Notify};
@@ -31,6 +31,7 @@ pub struct Process {
     streams: RefCell<Option<Rc<Streams>>>,
     /// A client may close stdin before there is one.
     stdin_closed: Cell<bool>,
+    started_at: Cell<Option<SystemTime>>,
     exit: Cell<Option<Exit>>,
     /// What it ran when it was made.
     program_at_first: RefCell<Option<PathBuf>>,
@@ -53,6 +54,7 @@ impl Process {
             child: RefCell::default(),
             streams: RefCell::default(),
             stdin_closed: Cell::default(),
+            started_at: Cell::default(),
             exit: Cell::default(),
             program_at_first: RefCell::default(),
             runs_for_sure: Cell::default(),
@@ -77,9 +79,11 @@ impl Process {
         self.state.set(state);
     }
 
-    /// It has a process now.
-    pub fn began(&self, child: Child, streams: Streams) {
-        self.program_at_first.replace(program(child.pid as u32));
+    /// It has a process now. `made_by`: the program of the OCI runtime that the process runs
+    /// before its own; `None`: the one that it runs now.
+    pub fn began(&self, child: Child, streams: Streams, made_by: Option<PathBuf>) {
+        let at_first = made_by.or_else(|| program(child.pid as u32));
+        self.program_at_first.replace(at_first);
         self.child.replace(Some(child));
         // An earlier start may have failed.
         self.over.set(false);
@@ -112,6 +116,11 @@ impl Process {
                 "unknown error after kill: signal {signal}: {cause}"
             ))
         })
+    }
+
+    /// What it ran when it was made, a part of the OCI runtime.
+    pub fn program_at_first(&self) -> Option<PathBuf> {
+        self.program_at_first.borrow().clone()
     }
 
     /// Whether it runs the program that it was made for: before, it is a part of the OCI
@@ -164,6 +173,23 @@ impl Process {
     /// Gives up its stdio: every descriptor of it is closed.
     pub fn close_streams(&self) {
         self.streams.take();
+    }
+
+    /// It runs its program now, by request.
+    pub fn started(&self) {
+        self.started_at.set(Some(SystemTime::now()));
+    }
+
+    /// The time from its start to its exit; 0 if it had no start.
+    pub fn lifetime(&self) -> Duration {
+        let (started, exit) = (self.started_at.get(), self.exit());
+        let lifetime = started
+            .zip(exit)
+            .map(|(at, exit)| exit.at.duration_since(at));
+        // It may have exited before its start was done.
+        lifetime
+            .and_then(|lifetime| lifetime.ok())
+            .unwrap_or_default()
     }
 
     /// How it ended, if it did.

@@ -96,7 +96,7 @@ impl Client {
         self.broken = true;
         let response = timeout(time, self.exchange(id, &request))
             .await
-            .map_err(|_| transport(&format_args!("no answer in {time:?}")))?
+            .map_err(|_| transport(&format_args!("no response within {time:?}")))?
             .map_err(|e| transport(&e))?;
         if let Some(next) = id.checked_add(2) {
             (self.next_id, self.broken) = (next, false);
@@ -108,9 +108,9 @@ impl Client {
         self.send(request).await?;
         match poll_fn(|cx| self.reader.poll_frame(&self.stream, cx)).await? {
             Some(Frame::Message { id: of, body }) if of == id => Response::parse_from_bytes(&body)
-                .map_err(|e| invalid(format!("decode answer: {e}"))),
+                .map_err(|e| invalid(format!("decode response: {e}"))),
             Some(Frame::Message { id: of, .. }) => {
-                Err(invalid(format!("answer to request {of}, not {id}")))
+                Err(invalid(format!("response has stream ID {of}, not {id}")))
             }
             Some(Frame::Oversize { length, .. }) => {
                 Err(invalid(frame::oversize(length).to_string()))
@@ -239,9 +239,9 @@ mod tests {
             (&good[..5], "unexpected end of file"),
             (
                 &frame::response(3, Ok(vec![])),
-                "answer to request 3, not 1",
+                "response has stream id 3, not 1",
             ),
-            (&[0, 0, 0, 1, 0, 0, 0, 1, 2, 0, 0xff], "decode answer: "),
+            (&[0, 0, 0, 1, 0, 0, 0, 1, 2, 0, 0xff], "decode response: "),
             (&[0, 0, 0, 0, 0, 0, 0, 1, 3, 0], "message type 3, not 2"),
         ] {
             let [first, second] = call_twice(bytes).await;
@@ -264,7 +264,7 @@ mod tests {
         let mut client = Client::connect(&path).await.unwrap();
         let time = Duration::from_secs(5);
         let failure = client.call("s", "m", &[], vec![], time).await.unwrap_err();
-        let text = "call s/m: no answer in 5s";
+        let text = "call s/m: no response within 5s";
         assert_eq!(
             failure,
             Failure::Transport(Error::new(Kind::Unavailable, text))

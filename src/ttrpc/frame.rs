@@ -136,7 +136,7 @@ impl Reader {
         let wrong = if type_ != self.kind {
             format!("message type {type_}, not {}", self.kind)
         } else if stream_id % 2 == 0 {
-            format!("even stream id {stream_id}")
+            format!("even stream ID {stream_id}")
         } else {
             return Ok(());
         };

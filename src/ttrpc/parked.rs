@@ -145,7 +145,9 @@ impl Parked {
         };
         if let Some(waiting) = self.waiting.remove(&key) {
             waiting.work.abort();
-            let text = format!("given up: {MAX_CALLS} other calls wait on this connection");
+            let text = format!(
+                "cancelled: more than {MAX_CALLS} different Wait requests on this connection"
+            );
             self.end(
                 waiting,
                 Err(Error::new(Kind::ResourceExhausted, text)),
@@ -162,7 +164,7 @@ impl Parked {
             return;
         };
         self.requests -= 1;
-        let text = format!("given up: {MAX_REQUESTS} requests wait on this connection");
+        let text = format!("cancelled: more than {MAX_REQUESTS} Wait requests on this connection");
         self.ended.push_back(Ended {
             ids: VecDeque::from([id]),
             outcome: Err(Error::new(Kind::ResourceExhausted, text)),

@@ -139,7 +139,7 @@ impl Server {
                 }
                 Err(e) => {
                     if !mem::replace(&mut failing, true) {
-                        warn!("accept ttrpc connection, will try again: {e}");
+                        warn!("accept ttrpc connection failed, will retry: {e}");
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -272,7 +272,10 @@ impl SocketFile {
                     warn!("remove {}: {e}", self.path.display());
                 }
             }
-            Ok(_) => debug!("{} is another's socket now", self.path.display()),
+            Ok(_) => debug!(
+                "keep {}: it is the socket of another server",
+                self.path.display()
+            ),
             Err(e) => debug!("remove {}: {e}", self.path.display()),
         }
     }
@@ -387,7 +390,7 @@ impl Connection {
             Frame::Message { id, .. } | Frame::Oversize { id, .. } => id,
         };
         if id <= self.last_id {
-            let wrong = format!("stream id {id} after {}", self.last_id);
+            let wrong = format!("stream ID {id} after {}", self.last_id);
             return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
         }
         self.last_id = id;

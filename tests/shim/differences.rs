@@ -156,6 +156,7 @@ const EMPTY: &str =
 const REFUSED: &str = "each refused start may publish an exit of its own";
 const BELOW: &str = "youki does not remove cgroups that the container made in its own";
 const DEAD: &str = "Go accesses the file system before it unmounts it";
+const LOG: &str = "Go logs neither what happens to containers nor output that is lost";
 const HALF: &str = "Go kills the runtime, and does not undo what that has done";
 const CONSOLE: &str = "Go makes the console socket in a temporary directory";
 const GROUP: &str = "2.x removes the socket that is named after the id, not after the group";
@@ -936,6 +937,9 @@ const TABLE: &[Difference] = &[
         "memory_of_the_start_is_given_back_at_rest",
         "Go gives no memory back",
     ),
+    // logs
+    fails(GO, "log_says_how_each_container_of_a_pod_exited", LOG),
+    fails(GO, "dropped_output_is_logged_with_container_and_path", LOG),
 ];
 
 /// A row for a case that is gone would never be missed.

@@ -21,6 +21,7 @@ mod cases {
     mod isolation;
     mod kill;
     mod lifecycle;
+    mod logs;
     mod memory;
     mod metrics;
     mod mounts;

@@ -205,7 +205,7 @@ fn assert_tells_whether_it_lives(d: &Daemon, output: &process::Output, init: u32
         });
     } else {
         assert!(
-            text.contains(&format!("process {init}, is still alive")),
+            text.contains(&format!("init (process {init}) is still alive")),
             "{text}"
         );
         assert!(process::alive(init as i32), "{text}");

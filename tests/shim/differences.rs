@@ -940,6 +940,23 @@ const TABLE: &[Difference] = &[
     // logs
     fails(GO, "log_says_how_each_container_of_a_pod_exited", LOG),
     fails(GO, "dropped_output_is_logged_with_container_and_path", LOG),
+    // faults found by a stranger
+    fails(
+        GO,
+        "cgroup_that_is_frozen_after_the_exit_can_be_deleted",
+        "the runtime takes it for paused, though nobody is in it",
+    ),
+    fails(
+        GO,
+        "delete_does_not_wait_for_a_delete_that_hangs",
+        "Delete waits for the runtime of another call",
+    ),
+    fails(
+        GO,
+        "exec_that_hangs_can_be_deleted",
+        "Delete waits for the runtime of another call",
+    ),
+    fails(GO, "runtime_that_is_killed_in_exec_leaves_no_process", HALF),
 ];
 
 /// A row for a case that is gone would never be missed.

@@ -29,7 +29,7 @@ use crate::task::{Shared, Tasks};
 
 /// The listening socket that `start` leaves open for the server.
 const LISTENER: i32 = 3;
-/// How long a server with neither container nor client waits for one. containerd dials
+/// How long a server that never had a container waits for a client. containerd dials
 /// milliseconds after `start` has answered; a `start` that was killed leaves nobody.
 const DESERTED: Duration = Duration::from_secs(30);
 /// How long after the last request the server gives back the memory that it needs at work.
@@ -104,7 +104,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         () = report => log::error!("shim exits: cannot receive SIGUSR1 any more"),
         () = service.shut_down() => log::debug!("shim exits: Shutdown and no container left"),
         () = service.deserted(DESERTED) => {
-            log::info!("shim exits: no container and no client for {DESERTED:?}");
+            log::info!("shim exits: no container and no client");
         }
         _ = terminate.recv() => log::info!("shim exits: SIGTERM; containers keep running"),
         _ = interrupt.recv() => log::info!("shim exits: SIGINT; containers keep running"),

@@ -32,11 +32,17 @@ const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task
 
 type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>;
 
+/// How long a server whose containers are all deleted waits for a client: containerd sends
+/// Shutdown right after the last Delete, unless it was killed in between.
+const LEFT: Duration = Duration::from_secs(1);
+
 /// The Task service of this shim.
 pub struct Service {
     tasks: Tasks,
     /// Set once nothing is left to serve.
     over: Cell<bool>,
+    /// A container was to be created.
+    used: Cell<bool>,
     shutdown: Notify,
     /// A call was answered.
     worked: Notify,
@@ -50,6 +56,7 @@ impl Service {
         Rc::new(Service {
             tasks,
             over: Cell::default(),
+            used: Cell::default(),
             shutdown: Notify::new(),
             worked: Notify::new(),
             server: OnceCell::new(),
@@ -81,18 +88,25 @@ impl Service {
         self.shutdown.notified().await;
     }
 
-    /// Waits until there was no client for `time`, and no container: whoever had this server
-    /// started has given it up. Nobody is taken any more then.
+    /// Waits until there is no client and no container, and ends the service: after `time`
+    /// if there never was a container, else after [`LEFT`]. Whoever had this server started
+    /// has given it up.
     pub async fn deserted(&self, time: Duration) {
         let Some(server) = self.server.get() else {
             return std::future::pending().await;
         };
         loop {
-            server.deserted(time).await;
-            if self.tasks.is_empty() {
+            server.deserted(LEFT).await;
+            let client = server.client_changes();
+            if !self.tasks.is_empty() {
+                // It may be a creation that is being undone, as its client has left.
+                tokio::select! {
+                    () = client => {}
+                    () = self.tasks.vacated() => {}
+                }
+            } else if self.used.get() || timeout(time - LEFT, client).await.is_err() {
                 return self.end();
             }
-            // Nothing tells when a Create whose client has left fails.
         }
     }
 
@@ -195,6 +209,7 @@ impl Service {
                 "create: the shim is shutting down",
             ));
         }
+        self.used.set(true);
         let _claim = descriptors::claim(&format!("create {}", request.id))?;
         let container = self.tasks.create(wire::create(request)?, &cancel).await?;
         Ok(task::CreateTaskResponse {

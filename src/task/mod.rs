@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::{Duration, timeout};
 
 pub use crate::runtime::Checkpoint;
@@ -189,6 +190,11 @@ impl Tasks {
     /// a client may not know of.
     pub fn is_empty(&self) -> bool {
         self.slots.by_id.borrow().is_empty()
+    }
+
+    /// Waits until a creation that has failed is undone, from this call on.
+    pub fn vacated(&self) -> Notified<'_> {
+        self.slots.vacated.notified()
     }
 
     /// Each container's id and, for people, its processes, their states and pids.

@@ -36,6 +36,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{getegid, geteuid};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
@@ -217,6 +218,11 @@ impl Server {
                 return;
             }
         }
+    }
+
+    /// Waits until the first client comes or the last one leaves, from this call on.
+    pub fn client_changes(&self) -> Notified<'_> {
+        self.peopled.notified()
     }
 
     fn set_connections(&self, count: usize) {

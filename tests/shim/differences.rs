@@ -943,6 +943,11 @@ const TABLE: &[Difference] = &[
     // faults found by a stranger
     fails(
         GO,
+        "server_whose_client_left_during_create_ends_soon",
+        "Go's stays for ever",
+    ),
+    fails(
+        GO,
         "cgroup_that_is_frozen_after_the_exit_can_be_deleted",
         "the runtime takes it for paused, though nobody is in it",
     ),

@@ -12,6 +12,7 @@ use ttrpc::proto::{Request, Response};
 
 use crate::harness::container::Container;
 use crate::harness::events::Mood;
+use crate::harness::runtime::At;
 use crate::harness::wire::{Frame, MESSAGE_MAX, Pending, REQUEST, dial, request};
 use crate::harness::*;
 
@@ -333,5 +334,18 @@ cases! {
         kept_again.delete().unwrap();
         let _ = kept_again.shutdown();
         assert_eq!(kept.shim_exit(), 0);
+    }
+
+    fn server_whose_client_left_during_create_ends_soon(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
+        let mut held = runtime.hold("create", At::Before);
+        let _create = c.create_pending();
+        held.reached();
+        // As when containerd is killed.
+        c.connection.close();
+        assert_eq!(c.shim_exit(), 0);
+        assert!(!c.socket().exists());
+        c.assert_gone();
     }
 }

@@ -36,6 +36,9 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 /// Longest pause between looks at a FIFO that a client reads.
 const READING_PAUSE: Duration = Duration::from_millis(10);
+/// How long a FIFO has to have a reader for that to be a client: a child that we have forked
+/// has copies of our ends, which can read, until it executes its program.
+const READER_PROOF: Duration = Duration::from_secs(1);
 /// Longest pause between looks at a FIFO that waits for a reader to come back.
 const ABSENCE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -169,8 +172,18 @@ pub(super) async fn close(end: End) -> io::Result<()> {
     let writer = End::unwatched(open(path.as_str(), flags, Mode::empty())?);
     drop(end);
     let mut looks = Looks::new(ABSENCE_PAUSE);
-    while writer.unread() > 0 && !writer.has_reader() {
-        looks.pause().await;
+    let mut reader_since = None;
+    while writer.unread() > 0 {
+        if !writer.has_reader() {
+            reader_since = None;
+            looks.pause().await;
+            continue;
+        }
+        let since = *reader_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= READER_PROOF {
+            break;
+        }
+        sleep(READING_PAUSE).await;
     }
     Ok(())
 }

@@ -941,6 +941,12 @@ const TABLE: &[Difference] = &[
     fails(GO, "log_says_how_each_container_of_a_pod_exited", LOG),
     fails(GO, "dropped_output_is_logged_with_container_and_path", LOG),
     // faults found by a stranger
+    fails_with(
+        "youki",
+        ALL,
+        "delete_leaves_a_neighbour_in_a_cgroup_of_another_name_alone",
+        "youki kills every process in the cgroup when it deletes a container",
+    ),
     fails(
         GO,
         "server_whose_client_left_during_create_ends_soon",

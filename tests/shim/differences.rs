@@ -947,6 +947,12 @@ const TABLE: &[Difference] = &[
         "delete_leaves_a_neighbour_in_a_cgroup_of_another_name_alone",
         "youki kills every process in the cgroup when it deletes a container",
     ),
+    fails_with(
+        "crun",
+        ALL,
+        "delete_leaves_a_neighbour_in_a_cgroup_of_another_name_alone",
+        "crun kills every process in the cgroup when it deletes a container",
+    ),
     fails(
         GO,
         "server_whose_client_left_during_create_ends_soon",

@@ -117,12 +117,6 @@ const fn depends(shims: &'static [Shim], case: &'static str, reason: &'static st
     }
 }
 
-/// An older name of [`flaky`].
-#[allow(dead_code, reason = "rows that are yet to be merged have it")]
-const fn may_fail(shims: &'static [Shim], case: &'static str, reason: &'static str) -> Difference {
-    flaky(shims, case, reason)
-}
-
 /// These shims fail `case` with `runtime`.
 const fn fails_with(
     runtime: &'static str,

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::stdio::{both, logger};
 use super::unmount::Silent;
-use crate::harness::container::{Builder, Container};
+use crate::harness::container::Builder;
 use crate::harness::runtime::{At, FakeRuntime};
 use crate::harness::task::Process;
 use crate::harness::wire::{Connection, Pending};
@@ -58,9 +58,29 @@ fn assert_no_call(d: &Daemon, runtime: &FakeRuntime) {
     });
 }
 
-/// Another client, which sends no deadline along.
-fn client(c: &Container) -> std::sync::Arc<Connection> {
-    c.reconnect()
+/// As when the kernel kills the runtime for want of memory.
+fn kill_calls(runtime: &FakeRuntime) {
+    for pid in process::running(&runtime.path()) {
+        process::signal(pid, Signal::SIGKILL);
+    }
+}
+
+/// The runtime has created the container, and after `change` it is killed: nothing is left,
+/// and the container can be created.
+#[track_caller]
+fn killed_in_create(d: &Daemon, change: impl FnOnce()) {
+    let runtime = d.fake_runtime();
+    let c = container(d, &runtime, "c").shim();
+    let mut held = runtime.hold("create", At::After);
+    let create = c.create_pending();
+    held.reached();
+    change();
+    kill_calls(&runtime);
+    assert!(create.wait().is_err());
+    c.assert_gone();
+    held.release();
+    c.create().unwrap();
+    c.finish();
 }
 
 cases! {
@@ -196,7 +216,7 @@ cases! {
         let c = container(d, &runtime, "c").run();
         c.exec("e", &["true"]).unwrap();
         for verb in ["exec", "pause", "update"] {
-            let client = client(&c);
+            let client = c.reconnect();
             let mut held = runtime.hold(verb, At::Before);
             let service = c.api.service();
             match verb {
@@ -324,7 +344,7 @@ cases! {
         let pid = c.state().unwrap().pid;
         c.end();
         let mut held = runtime.hold("delete", At::After);
-        let client = client(&c);
+        let client = c.reconnect();
         drop(c.over(&client).delete_pending());
         held.reached();
         client.close();
@@ -416,36 +436,12 @@ cases! {
     }
 
     fn runtime_that_is_killed_in_create_leaves_nothing(d) {
-        let runtime = d.fake_runtime();
-        let c = container(d, &runtime, "c").shim();
-        let mut held = runtime.hold("create", At::After);
-        let create = c.create_pending();
-        held.reached();
-        for pid in process::running(&runtime.path()) {
-            process::signal(pid, Signal::SIGKILL);
-        }
-        assert!(create.wait().is_err());
-        c.assert_gone();
-        held.release();
-        c.create().unwrap();
-        c.finish();
+        killed_in_create(d, || {});
     }
 
     fn runtime_that_is_killed_in_create_before_it_has_state_leaves_no_cgroup(d) {
-        let runtime = d.fake_runtime();
-        let c = container(d, &runtime, "c").shim();
-        let mut held = runtime.hold("create", At::After);
-        let create = c.create_pending();
-        held.reached();
-        std::fs::remove_dir_all(d.runtime_root().join(&d.namespace).join("c")).unwrap();
-        for pid in process::running(&runtime.path()) {
-            process::signal(pid, Signal::SIGKILL);
-        }
-        assert!(create.wait().is_err());
-        c.assert_gone();
-        held.release();
-        c.create().unwrap();
-        c.finish();
+        let state = d.runtime_root().join(&d.namespace).join("c");
+        killed_in_create(d, || std::fs::remove_dir_all(&state).unwrap());
     }
 
     fn delete_does_not_wait_for_a_delete_that_hangs(d) {
@@ -495,9 +491,7 @@ cases! {
         let mut held = runtime.hold("exec", At::After);
         let start = e.start_pending();
         held.reached();
-        for pid in process::running(&runtime.path()) {
-            process::signal(pid, Signal::SIGKILL);
-        }
+        kill_calls(&runtime);
         assert!(start.wait().is_err());
         d.eventually("init alone", || c.pids().unwrap().len() == 1);
         held.release();

@@ -389,7 +389,7 @@ impl Daemon {
 
     /// Waits until `holds`, which nothing announces: it is looked at again and again.
     #[track_caller]
-    pub fn eventually(&self, what: &str, holds: impl Fn() -> bool) {
+    pub fn eventually(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let deadline = Instant::now() + self.patience;
         while !holds() {
             assert!(

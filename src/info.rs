@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// Does what `-info` is to do: `input` is what containerd sent on stdin, the options
 /// or nothing; the reply goes to `output`.
-#[inline(never)] // as `daemon::run`
+#[inline(never)] // as `serve::run`
 pub fn run(input: &[u8], output: &mut impl Write) -> Result<()> {
     let options = Any::parse_from_bytes(input)
         .map_err(|e| Error::invalid(format!("decode standard input: {e}")))?;

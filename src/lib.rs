@@ -7,13 +7,13 @@
 
 pub mod cli;
 
-pub mod bootstrap;
-pub mod cleanup;
+pub mod delete;
 pub mod info;
 pub mod probe;
 pub mod socket;
+pub mod start;
 
-pub mod daemon;
+pub mod serve;
 pub mod ttrpc;
 
 pub mod service;

@@ -67,7 +67,7 @@ const KILLED: u32 = 137;
 /// # Errors
 /// When the container's init is still alive after all that. containerd then keeps the
 /// bundle, and tries again when it starts next.
-#[inline(never)] // as `daemon::run`
+#[inline(never)] // as `serve::run`
 pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
     let bundle = match flags.bundle.as_str() {
         "" => Bundle::at(std::env::current_dir().context(|| "get the working directory")?),

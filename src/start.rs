@@ -63,7 +63,7 @@ struct Request {
 
 /// Does what `start` is to do, in the working directory, the bundle: `input` is
 /// what containerd sent on stdin, the reply goes to `output`.
-#[inline(never)] // as `daemon::run`
+#[inline(never)] // as `serve::run`
 pub fn run(flags: &Flags, input: &[u8], output: &mut impl Write) -> Result<()> {
     let request = Request::decode(flags, input)?;
     let bundle = Bundle::at(std::env::current_dir().context(|| "get the working directory")?);

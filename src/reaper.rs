@@ -2,10 +2,10 @@
 //!
 //! Promises: every child of this process is reaped (it is a subreaper, so orphans
 //! of containers are children too); an exit is timed when it is reaped; an exit
-//! that comes before anybody knows whose pid it is, is kept while someone is about
-//! to learn a pid ([`Reaper::learning`]); a signal goes to a child that has not been
-//! reaped, or to nobody: until then nobody else can get its pid, and reaping and
-//! signalling are done by one thread. That needs no pidfd, which Linux before 5.3 and
+//! of a pid that nobody has registered yet is kept while somebody is about to register one
+//! ([`Reaper::keep_unclaimed_exits`]); a signal goes to a child that has not been reaped, or
+//! to nobody: until then no other process can get its pid, and reaping and signalling are
+//! done by one thread. That needs no pidfd, which Linux before 5.3 and
 //! some sandboxes lack, and no descriptor, of which there may be none left.
 //!
 //! Lacks on purpose: channels that could fill and subscribers that could lag. The
@@ -59,9 +59,9 @@ pub struct Reaper(Rc<Ledger>);
 struct Ledger {
     /// Who waits, by pid.
     waiting: RefCell<HashMap<i32, Waiter>>,
-    /// Exits of pids that nobody waited for, kept while `learners > 0`.
+    /// Exits of pids that nobody waited for, kept while `keepers > 0`.
     unclaimed: RefCell<HashMap<i32, Exit>>,
-    learners: Cell<usize>,
+    keepers: Cell<usize>,
     /// A test plays the kernel.
     #[cfg(test)]
     fake: Option<Rc<fake::Kernel>>,
@@ -149,8 +149,8 @@ impl Drop for Spawned {
 #[derive(Debug)]
 pub struct Exited(oneshot::Receiver<Exit>);
 
-/// While it lives, exits of unknown pids are kept.
-pub struct Learning(Rc<Ledger>);
+/// While it lives, exits of pids that nobody waits for are kept, for [`Reaper::adopt`].
+pub struct UnclaimedExits(Rc<Ledger>);
 
 impl Reaper {
     /// An empty ledger. Nothing is reaped before [`Reaper::start`].
@@ -218,7 +218,7 @@ impl Reaper {
             waiter.reaped.set(true);
             // A waiter that went away wants the exit no more.
             let _ = waiter.exit.send(exit);
-        } else if self.0.learners.get() > 0 {
+        } else if self.0.keepers.get() > 0 {
             self.0.unclaimed.borrow_mut().insert(pid, exit);
         }
     }
@@ -255,16 +255,15 @@ impl Reaper {
         }
     }
 
-    /// Keeps exits of unknown pids from now until the result is dropped: take it
-    /// before a spawn whose descendants' pids will be asked for.
-    pub fn learning(&self) -> Learning {
-        self.0.learners.set(self.0.learners.get() + 1);
-        Learning(self.0.clone())
+    /// Keeps exits of pids that nobody waits for, from now until the result is dropped. Call it
+    /// before a spawn if one of its descendants is to be adopted.
+    pub fn keep_unclaimed_exits(&self) -> UnclaimedExits {
+        self.0.keepers.set(self.0.keepers.get() + 1);
+        UnclaimedExits(self.0.clone())
     }
 
-    /// Makes `pid` known: a child, for example one that a runtime left to us, alive
-    /// or reaped while somebody was [`learning`](Reaper::learning).
-    /// `ECHILD` when it is neither.
+    /// Registers `pid`: a child, for example one that a runtime left to us, alive, or reaped
+    /// while unclaimed exits were kept. `ECHILD` when it is neither.
     pub fn adopt(&self, pid: i32) -> io::Result<(Child, Exited)> {
         // A kept exit of the same number is of an older process if a child has it now.
         if self.has_child(pid) {
@@ -450,10 +449,10 @@ impl Future for Exited {
     }
 }
 
-impl Drop for Learning {
+impl Drop for UnclaimedExits {
     fn drop(&mut self) {
-        let left = self.0.learners.get() - 1;
-        self.0.learners.set(left);
+        let left = self.0.keepers.get() - 1;
+        self.0.keepers.set(left);
         if left == 0 {
             self.0.unclaimed.take();
         }
@@ -493,7 +492,7 @@ mod tests {
     #[test]
     fn adopted_after_its_exit_it_cannot_be_signalled() {
         let reaper = Reaper::new();
-        let _learning = reaper.learning();
+        let _unclaimed_exits = reaper.keep_unclaimed_exits();
         let pid = std::process::id() as i32;
         let exit = Exit {
             status: 3,

@@ -21,7 +21,7 @@ use crate::error::{Context, Error, Result};
 use crate::events::Events;
 use crate::local;
 use crate::reaper::Reaper;
-use crate::service::Service;
+use crate::service::Services;
 use crate::socket::{self, Claim};
 use crate::stdio;
 use crate::sys;
@@ -31,16 +31,17 @@ use crate::task::{Shared, Tasks};
 const LISTENER: i32 = 3;
 /// How long a server that never had a container waits for a client. containerd dials
 /// milliseconds after `start` has answered; a `start` that was killed leaves nobody.
-const DESERTED: Duration = Duration::from_secs(30);
-/// How long after the last request the server gives back the memory that it needs at work.
-const REST: Duration = Duration::from_millis(100);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long after the last request the server gives back the memory that only requests need.
+const IDLE_DELAY: Duration = Duration::from_millis(100);
 /// How long it then keeps what it needs again, so that frequent calls, such as the execs of
 /// a health check, do not pay for it each time.
-const KEEP: Duration = Duration::from_secs(30);
-/// How long the end waits for answers and events to be taken.
-const FAREWELL: Duration = Duration::from_secs(5);
-/// How long it waits for events to be taken while nobody listens for them.
-const FAREWELL_TO_NOBODY: Duration = Duration::from_secs(1);
+const MEMORY_RELEASE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the end of the server waits for each: the last events, the last responses, the
+/// loggers.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it waits for the last events while containerd does not listen.
+const SHUTDOWN_TIMEOUT_WITHOUT_CONTAINERD: Duration = Duration::from_secs(1);
 
 /// Serves until there is nothing left to serve.
 // Not in the frame of `main`, which the server has on its stack for ever.
@@ -87,23 +88,23 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         reaper,
         events: events.clone(),
         namespace: flags.namespace.clone(),
-        stats_bursts: Default::default(),
+        stats_budget: Default::default(),
     });
-    let service = Service::new(tasks);
-    let server = service.endpoint(listener)?;
+    let services = Services::new(tasks);
+    let server = services.endpoint(listener)?;
     local::spawn(server.clone().run());
-    local::spawn(release_memory_at_rest(service.clone()));
+    local::spawn(release_memory_when_idle(services.clone()));
     log_start();
 
     let report = async {
         while user.recv().await.is_some() {
-            report(&service, &events);
+            report(&services, &events);
         }
     };
     tokio::select! {
         () = report => log::error!("shim exits: cannot receive SIGUSR1 any more"),
-        () = service.shut_down() => log::debug!("shim exits: Shutdown and no container left"),
-        () = service.deserted(DESERTED) => {
+        () = services.shut_down() => log::debug!("shim exits: Shutdown and no container left"),
+        () = services.deserted(CLIENT_TIMEOUT) => {
             log::info!("shim exits: no container and no client");
         }
         _ = terminate.recv() => log::info!("shim exits: SIGTERM; containers keep running"),
@@ -112,8 +113,13 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     server.close();
     // Events first: their clients see them before they see the shim go.
     deliver_last(&events).await;
-    bounded("send the last responses", FAREWELL, server.flushed()).await;
-    bounded("stop the loggers", FAREWELL, stdio::loggers_ended()).await;
+    bounded(
+        "send the last responses",
+        SHUTDOWN_TIMEOUT,
+        server.flushed(),
+    )
+    .await;
+    bounded("stop the loggers", SHUTDOWN_TIMEOUT, stdio::loggers_ended()).await;
     Ok(())
 }
 
@@ -133,33 +139,36 @@ fn log_start() {
     );
 }
 
-async fn release_memory_at_rest(service: Rc<Service>) {
+async fn release_memory_when_idle(services: Rc<Services>) {
     loop {
-        service.at_rest(REST).await;
+        services.idle(IDLE_DELAY).await;
         if let Err(error) = sys::memory::release() {
             log::debug!("release memory: {error}");
         }
-        sleep(KEEP).await;
+        sleep(MEMORY_RELEASE_INTERVAL).await;
     }
 }
 
 /// Writes to the log what there is to know of a server that seems stuck.
-fn report(service: &Service, events: &Events) {
-    for (id, line) in service.report() {
+fn report(services: &Services, events: &Events) {
+    for (id, line) in services.report() {
         log::info!(id; "SIGUSR1: {line}");
     }
     log::info!("SIGUSR1: {} events are queued", events.waiting());
 }
 
 async fn deliver_last(events: &Events) {
-    if timeout(FAREWELL_TO_NOBODY, events.drained()).await.is_ok() {
+    if timeout(SHUTDOWN_TIMEOUT_WITHOUT_CONTAINERD, events.drained())
+        .await
+        .is_ok()
+    {
         return;
     }
     if events.nobody_listens() {
         let count = events.waiting();
         log::error!("shim exits: {count} events dropped: containerd is not listening");
     } else {
-        let rest = FAREWELL - FAREWELL_TO_NOBODY;
+        let rest = SHUTDOWN_TIMEOUT - SHUTDOWN_TIMEOUT_WITHOUT_CONTAINERD;
         bounded("forward the last events", rest, events.drained()).await;
     }
 }

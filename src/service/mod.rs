@@ -1,14 +1,18 @@
-//! The Task service: decode, call, encode. Serves `containerd.task.v2.Task` and
-//! `containerd.task.v3.Task`, whose messages are the same.
+//! The services that the server offers on its socket: which call goes to which of them, and
+//! what is common to all: the log of requests, deadlines and clients that leave, the end of
+//! the server.
 //!
-//! A call that changes something is cut short, and undone, a moment after its client has
-//! left or its deadline has passed.
+//! A call that changes something runs in a task of its own. It is cut short, and undone, a
+//! moment after its client has left or its deadline has passed.
+//!
+//! To add a service: a file beside `task.rs`, an arm in [`Services::call`], and its methods
+//! that wait in [`is_parked`].
 
+mod convert;
+mod lifetime;
 mod request_log;
-mod wire;
+mod task;
 
-use std::cell::{Cell, OnceCell};
-use std::fmt::Display;
 use std::future::Future;
 use std::os::unix::net::UnixListener;
 use std::pin::Pin;
@@ -20,114 +24,98 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use crate::cancel::{Cancel, CancelOnDrop};
-use crate::descriptors;
 use crate::error::{Error, Kind, Result};
-use crate::proto::{self, Empty, Message, task};
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Server};
+use lifetime::Lifetime;
 use request_log::RequestLog;
+use task::TaskService;
 
-/// Both names of the service.
-const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+/// Both names of the Task service: its messages are the same in both versions.
+const TASK_SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
+/// The answer to come of a call, encoded.
 type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>;
 
-/// How long a server whose containers are all deleted waits for a client: containerd sends
-/// Shutdown right after the last Delete, unless it was killed in between.
-const LEFT: Duration = Duration::from_secs(1);
-
-/// The Task service of this shim.
-pub struct Service {
-    tasks: Tasks,
-    /// Set once nothing is left to serve.
-    over: Cell<bool>,
-    /// A container was to be created.
-    used: Cell<bool>,
-    shutdown: Notify,
-    /// A call was answered.
-    worked: Notify,
-    /// Where it is served.
-    server: OnceCell<Rc<Server>>,
+/// How a service answers a call.
+enum Work {
+    /// At once: this is the answer.
+    Done(Vec<u8>),
+    /// When something has happened; it changes nothing, and is dropped with its request.
+    Waits(Answer),
+    /// After it has changed something; `cancel` cuts it short.
+    Changes { answer: Answer, cancel: Cancel },
 }
 
-impl Service {
-    /// A service for `tasks`.
-    pub fn new(tasks: Tasks) -> Rc<Service> {
-        Rc::new(Service {
+/// The services of this shim, on one socket.
+pub struct Services {
+    tasks: Rc<Tasks>,
+    task_service: Rc<TaskService>,
+    lifetime: Rc<Lifetime>,
+    /// Notified of each answer, but for those to Stats.
+    answered: Notify,
+}
+
+impl Services {
+    /// The services for `tasks`.
+    pub fn new(tasks: Tasks) -> Rc<Services> {
+        let (tasks, lifetime) = (Rc::new(tasks), Rc::<Lifetime>::default());
+        Rc::new(Services {
+            task_service: Rc::new(TaskService::new(tasks.clone(), lifetime.clone())),
             tasks,
-            over: Cell::default(),
-            used: Cell::default(),
-            shutdown: Notify::new(),
-            worked: Notify::new(),
-            server: OnceCell::new(),
+            lifetime,
+            answered: Notify::new(),
         })
     }
 
-    /// An endpoint on `listener` that serves this.
+    /// An endpoint on `listener` that serves these.
     pub fn endpoint(self: &Rc<Self>, listener: UnixListener) -> Result<Rc<Server>> {
-        let service = self.clone();
+        let services = self.clone();
         let handler = Rc::new(move |call: Rc<Call>| -> Answer {
-            let service = service.clone();
+            let services = services.clone();
             Box::pin(async move {
                 let log = RequestLog::new(call.clone());
-                let answer = service.clone().answer(call.clone()).await;
+                let answer = services.answer(&call).await;
                 log.answered(&answer);
-                // Stats are asked for every few seconds: that is no end of a rest.
+                // Stats are asked for every few seconds: the server is idle all the same.
                 if call.method != "Stats" {
-                    service.worked.notify_one();
+                    services.answered.notify_one();
                 }
                 answer
             })
         });
-        let server = Server::new(listener, handler, |call| call.method == "Wait")?;
-        Ok(self.server.get_or_init(|| server).clone())
+        let server = Server::new(listener, handler, is_parked)?;
+        Ok(self.lifetime.serve_on(server))
     }
 
     /// Waits for a Shutdown that found no container.
     pub async fn shut_down(&self) {
-        self.shutdown.notified().await;
+        self.lifetime.ended().await;
     }
 
-    /// Waits until there is no client and no container, and ends the service: after `time`
-    /// if there never was a container, else after [`LEFT`]. Whoever had this server started
-    /// has given it up.
+    /// Waits until there is no client and no container, and ends the server; see
+    /// [`Lifetime::deserted`].
     pub async fn deserted(&self, time: Duration) {
-        let Some(server) = self.server.get() else {
-            return std::future::pending().await;
-        };
-        loop {
-            server.deserted(LEFT).await;
-            let client = server.client_changes();
-            if !self.tasks.is_empty() {
-                // It may be a creation that is being undone, as its client has left.
-                tokio::select! {
-                    () = client => {}
-                    () = self.tasks.vacated() => {}
-                }
-            } else if self.used.get() || timeout(time - LEFT, client).await.is_err() {
-                return self.end();
-            }
-        }
+        self.lifetime.deserted(&self.tasks, time).await;
     }
 
     /// Waits until there was a call, and then none for `time`. Stats do not count, nor do
     /// calls that are parked.
-    pub async fn at_rest(&self, time: Duration) {
-        self.worked.notified().await;
-        while timeout(time, self.worked.notified()).await.is_ok() || self.is_working() {}
+    pub async fn idle(&self, time: Duration) {
+        self.answered.notified().await;
+        while timeout(time, self.answered.notified()).await.is_ok() || self.is_busy() {}
     }
 
-    fn is_working(&self) -> bool {
-        self.server
-            .get()
-            .is_some_and(|server| server.pending().0 > 0)
+    fn is_busy(&self) -> bool {
+        let server = self.lifetime.server();
+        server.is_some_and(|server| server.pending().0 > 0)
     }
 
-    /// What is there and what is under way, in a few lines for people, each with the id of
+    /// What is there and what is under way, in a few lines for people, each with the ID of
     /// its container; empty: the server.
     pub fn report(&self) -> Vec<(String, String)> {
         let mut lines = self.tasks.report();
-        if let Some(server) = self.server.get() {
+        if let Some(server) = self.lifetime.server() {
             let (running, parked) = server.pending();
             let line = format!(
                 "{} connections, {running} requests under way, {parked} waiting for an exit",
@@ -138,276 +126,41 @@ impl Service {
         lines
     }
 
-    /// Nobody new is taken, and no container made any more.
-    fn end(&self) {
-        self.over.set(true);
-        // First, so that no new client meets a server that is about to end.
-        if let Some(server) = self.server.get() {
-            server.close();
-        }
-        self.shutdown.notify_one();
-    }
-
-    /// Answers one call.
-    pub async fn answer(self: Rc<Self>, call: Rc<Call>) -> Result<Vec<u8>> {
-        if !SERVICES.contains(&call.service.as_str()) {
-            let message = format!("service {}", call.service);
-            return Err(Error::new(Kind::Unimplemented, message));
-        }
-        let payload = &call.payload;
-        match call.method.as_str() {
-            "State" => return now(payload, |r| self.state(r)),
-            "Pids" => return now(payload, |r| self.pids(r)),
-            "Exec" => return now(payload, |r| self.exec(r)),
-            "ResizePty" => return now(payload, |r| self.resize_pty(r)),
-            "CloseIO" => return now(payload, |r| self.close_io(r)),
-            "Wait" => return wire::encode(&self.wait(decode(payload)?).await?),
-            "Stats" => return now(payload, |r| self.stats(r)),
-            "Connect" => return now(payload, |r| self.connect(r)),
-            _ => {}
-        }
-        let cancel = Cancel::new();
+    async fn answer(&self, call: &Call) -> Result<Vec<u8>> {
+        let (answer, cancel) = match self.call(call)? {
+            Work::Done(answer) => return Ok(answer),
+            Work::Waits(answer) => return answer.await,
+            Work::Changes { answer, cancel } => (answer, cancel),
+        };
         let _cancelled_with_this_future = CancelOnDrop::new(&cancel);
-        let answer = apart(self.clone().change(&call, cancel)?, &call.method).await?;
-        if call.method == "Delete" {
-            // The client is there to take it.
-            self.deleted(decode(payload)?);
-        }
+        let answer = in_own_task(answer, &call.method).await?;
+        // The client is there to take it.
+        self.task_service.answered(call);
         Ok(answer)
     }
 
-    /// The work of a call that changes something, until `cancel` cuts it short.
-    fn change(self: Rc<Self>, call: &Call, cancel: Cancel) -> Result<Answer> {
-        let payload = &call.payload;
-        match call.method.as_str() {
-            "Create" => later(payload, |r| self.create(r, cancel)),
-            "Start" => later(payload, |r| self.start(r, cancel)),
-            "Delete" => later(payload, |r| self.delete(r, cancel)),
-            "Pause" => later(payload, |r| self.pause(r, cancel)),
-            "Resume" => later(payload, |r| self.resume(r, cancel)),
-            "Checkpoint" => later(payload, |r| self.checkpoint(r, cancel)),
-            "Kill" => later(payload, |r| self.kill(r, cancel)),
-            "Update" => later(payload, |r| self.update(r, cancel)),
-            "Shutdown" => later(payload, |r| self.shutdown(r)),
-            method => Err(Error::new(Kind::Unimplemented, format!("method {method}"))),
-        }
-    }
-
-    fn state(&self, request: task::StateRequest) -> Result<task::StateResponse> {
-        let container = self.tasks.find(&request.id)?;
-        container.status(&request.exec_id).map(wire::status)
-    }
-
-    async fn create(
-        self: Rc<Self>,
-        request: task::CreateTaskRequest,
-        cancel: Cancel,
-    ) -> Result<task::CreateTaskResponse> {
-        if self.over.get() {
-            return Err(Error::new(
-                Kind::Unavailable,
-                "create: the shim is shutting down",
-            ));
-        }
-        self.used.set(true);
-        let _claim = descriptors::claim(&format!("create {}", request.id))?;
-        let container = self.tasks.create(wire::create(request)?, &cancel).await?;
-        Ok(task::CreateTaskResponse {
-            pid: container.pid(),
-            ..Default::default()
-        })
-    }
-
-    async fn start(
-        self: Rc<Self>,
-        request: task::StartRequest,
-        cancel: Cancel,
-    ) -> Result<task::StartResponse> {
-        let container = self.tasks.find(&request.id)?;
-        let pid = match request.exec_id.as_str() {
-            "" => container.start(&cancel).await?,
-            exec_id => {
-                let _claim = descriptors::claim(&format!("start exec {exec_id}"))?;
-                container.start_exec(exec_id, &cancel).await?
-            }
-        };
-        Ok(task::StartResponse {
-            pid,
-            ..Default::default()
-        })
-    }
-
-    async fn delete(
-        self: Rc<Self>,
-        request: task::DeleteRequest,
-        cancel: Cancel,
-    ) -> Result<task::DeleteResponse> {
-        let deleted = match request.exec_id.as_str() {
-            "" => self.tasks.delete(&request.id, &cancel).await?,
-            exec_id => {
-                let container = self.tasks.find(&request.id)?;
-                container.delete_exec(exec_id, &cancel).await?
-            }
-        };
-        Ok(wire::deleted(deleted))
-    }
-
-    /// The answer to a Delete is on its way to its client.
-    fn deleted(&self, request: task::DeleteRequest) {
-        match request.exec_id.as_str() {
-            "" => self.tasks.forget(&request.id),
-            exec_id => {
-                if let Ok(container) = self.tasks.find(&request.id) {
-                    container.forget_exec(exec_id);
-                }
+    /// Gives a call to its service.
+    fn call(&self, call: &Call) -> Result<Work> {
+        match call.service.as_str() {
+            name if TASK_SERVICES.contains(&name) => self.task_service.call(call),
+            name => {
+                let message = format!("service {name}");
+                Err(Error::new(Kind::Unimplemented, message))
             }
         }
     }
-
-    fn pids(&self, request: task::PidsRequest) -> Result<task::PidsResponse> {
-        wire::pids(self.tasks.find(&request.id)?.pids()?)
-    }
-
-    async fn pause(self: Rc<Self>, request: task::PauseRequest, cancel: Cancel) -> Result<Empty> {
-        self.tasks
-            .find(&request.id)?
-            .pause(&cancel)
-            .await
-            .map(|()| Empty::new())
-    }
-
-    async fn resume(self: Rc<Self>, request: task::ResumeRequest, cancel: Cancel) -> Result<Empty> {
-        self.tasks
-            .find(&request.id)?
-            .resume(&cancel)
-            .await
-            .map(|()| Empty::new())
-    }
-
-    async fn checkpoint(
-        self: Rc<Self>,
-        request: task::CheckpointTaskRequest,
-        cancel: Cancel,
-    ) -> Result<Empty> {
-        let container = self.tasks.find(&request.id)?;
-        container
-            .checkpoint(wire::checkpoint(request)?, &cancel)
-            .await?;
-        Ok(Empty::new())
-    }
-
-    async fn kill(self: Rc<Self>, request: task::KillRequest, cancel: Cancel) -> Result<Empty> {
-        let container = self.tasks.find(&request.id)?;
-        match request.exec_id.as_str() {
-            "" => container.kill(request.signal, request.all, &cancel).await?,
-            exec_id => container.kill_exec(exec_id, request.signal).await?,
-        }
-        Ok(Empty::new())
-    }
-
-    fn exec(&self, mut request: task::ExecProcessRequest) -> Result<Empty> {
-        let container = self.tasks.find(&request.id)?;
-        let (stdio, spec) = wire::exec(&mut request)?;
-        container.exec(request.exec_id, stdio, &spec)?;
-        Ok(Empty::new())
-    }
-
-    fn resize_pty(&self, request: task::ResizePtyRequest) -> Result<Empty> {
-        let container = self.tasks.find(&request.id)?;
-        container.resize(
-            &request.exec_id,
-            request.width as u16,
-            request.height as u16,
-        )?;
-        Ok(Empty::new())
-    }
-
-    fn close_io(&self, request: task::CloseIORequest) -> Result<Empty> {
-        let container = self.tasks.find(&request.id)?;
-        container.close_stdin(&request.exec_id)?;
-        Ok(Empty::new())
-    }
-
-    async fn update(
-        self: Rc<Self>,
-        request: task::UpdateTaskRequest,
-        cancel: Cancel,
-    ) -> Result<Empty> {
-        let container = self.tasks.find(&request.id)?;
-        let missing = || Error::invalid(format!("update {}: no resources", request.id));
-        let resources = request.resources.as_ref().ok_or_else(missing)?;
-        container.update(&resources.value, &cancel).await?;
-        Ok(Empty::new())
-    }
-
-    async fn wait(&self, request: task::WaitRequest) -> Result<task::WaitResponse> {
-        let container = self.tasks.find(&request.id)?;
-        container.wait(&request.exec_id).await.map(wire::waited)
-    }
-
-    fn stats(&self, request: task::StatsRequest) -> Result<task::StatsResponse> {
-        let stats = self.tasks.find(&request.id)?.stats()?;
-        Ok(task::StatsResponse {
-            stats: Some(stats).into(),
-            ..Default::default()
-        })
-    }
-
-    fn connect(&self, request: task::ConnectRequest) -> Result<task::ConnectResponse> {
-        Ok(task::ConnectResponse {
-            shim_pid: std::process::id(),
-            // Never an error: containerd asks before there is a container.
-            task_pid: self
-                .tasks
-                .find(&request.id)
-                .map_or(0, |container| container.pid()),
-            ..Default::default()
-        })
-    }
-
-    async fn shutdown(self: Rc<Self>, request: task::ShutdownRequest) -> Result<Empty> {
-        // Whoever asks to shut down has given up on it.
-        self.tasks.give_up_creation(&request.id).await;
-        if self.tasks.may_shut_down(&request.id) {
-            self.end();
-        }
-        Ok(Empty::new())
-    }
 }
 
-fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {
-    proto::limit_fields(payload).map_err(|cause| cannot_decode(Q::NAME, &cause))?;
-    Q::parse_from_bytes(payload).map_err(|cause| cannot_decode(Q::NAME, &cause))
+/// Whether a call waits for an event, as long as its client likes: it is kept at little cost,
+/// and does not count as work.
+fn is_parked(call: &Call) -> bool {
+    call.method == "Wait"
 }
 
-#[cold]
-fn cannot_decode(message: &str, cause: &dyn Display) -> Error {
-    Error::invalid(format!("decode {message}: {cause}"))
-}
-
-/// Answers from memory or the kernel, without waiting.
-fn now<Q: Message, A: Message>(
-    payload: &[u8],
-    call: impl FnOnce(Q) -> Result<A>,
-) -> Result<Vec<u8>> {
-    wire::encode(&call(decode(payload)?)?)
-}
-
-/// A call to be waited for. Of one type, so that what waits exists once, not for each call.
-fn later<Q, A, F>(payload: &[u8], call: impl FnOnce(Q) -> F) -> Result<Answer>
-where
-    Q: Message,
-    A: Message,
-    F: Future<Output = Result<A>> + 'static,
-{
-    let work = call(decode(payload)?);
-    Ok(Box::pin(async move { wire::encode(&work.await?) }))
-}
-
-/// Does `work` in a task of its own: when its deadline passes or its client leaves, it has
+/// Runs `answer` in a task of its own: when its deadline passes or its client leaves, it has
 /// [`crate::cancel::GRACE`] to end by itself; then it is cut short, and undone.
-async fn apart(work: Answer, method: &str) -> Result<Vec<u8>> {
-    spawn_local(work)
+async fn in_own_task(answer: Answer, method: &str) -> Result<Vec<u8>> {
+    spawn_local(answer)
         .await
         .map_err(|panic| Error::unknown(format!("{method}: {panic}")))?
 }

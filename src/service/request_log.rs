@@ -47,10 +47,10 @@ impl RequestLog {
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
-        // Clients leave while they wait for an exit, as a rule.
-        let level = match self.call.method.as_str() {
-            "Wait" => Level::Debug,
-            _ => Level::Warn,
+        // Clients often leave while they wait for an exit.
+        let level = match super::is_parked(&self.call) {
+            true => Level::Debug,
+            false => Level::Warn,
         };
         if self.answered || level > log::max_level() {
             return;

@@ -1,38 +1,30 @@
-//! The order in which exits are told: an init's after those of all its execs. Pure.
+//! The order in which exits are published: an init's after those of all its execs. Pure.
 //!
-//! An init's exit is held back while anything that must be told before it is under
-//! way: its own start, an exec's start, an exec that runs. The kernel may end
-//! init first all the same, for example in a shared pid namespace.
+//! An init's exit is held back while something is under way that is published before it: the
+//! init's own start, an exec's start, an exec that runs. The kernel may end the init first all
+//! the same, for example in a shared pid namespace.
 
-/// The ledger of one container; `T` is an init's exit.
-#[derive(Debug)]
-pub struct Exits<T> {
-    /// How many starts and running execs hold back the init's exit.
+/// What holds back the exit of one container's init.
+#[derive(Debug, Default)]
+pub struct Exits {
+    /// How many starts and running execs hold it back.
     holds: usize,
-    init: Init<T>,
+    init: Init,
 }
 
-#[derive(Debug)]
-enum Init<T> {
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Init {
+    #[default]
     Alive,
-    /// Ended, and not yet told.
-    Held(T),
-    Told,
+    /// It has exited, and that is not published yet.
+    Held,
+    Published,
 }
 
-impl<T> Default for Exits<T> {
-    fn default() -> Self {
-        Exits {
-            holds: 0,
-            init: Init::Alive,
-        }
-    }
-}
-
-impl<T> Exits<T> {
-    /// Whether the init has ended: no exec may start any more.
-    pub fn init_ended(&self) -> bool {
-        !matches!(self.init, Init::Alive)
+impl Exits {
+    /// Whether the init has exited: no exec may start any more.
+    pub fn init_has_exited(&self) -> bool {
+        self.init != Init::Alive
     }
 
     /// From now on the init's exit is held back, until [`Exits::release`]. One for
@@ -41,32 +33,29 @@ impl<T> Exits<T> {
         self.holds += 1;
     }
 
-    /// One hold is over. Answers the init's exit if it is to be told now.
-    #[must_use = "an exit that is not told is lost"]
-    pub fn release(&mut self) -> Option<T> {
+    /// One hold is over. Whether the init's exit is to be published now.
+    #[must_use = "an exit that is not published is lost"]
+    pub fn release(&mut self) -> bool {
         self.holds -= 1;
-        self.due()
+        self.take_due()
     }
 
-    /// The init ended. Answers its exit if it is to be told now. A second end is
-    /// ignored.
-    #[must_use = "an exit that is not told is lost"]
-    pub fn init_exited(&mut self, exit: T) -> Option<T> {
-        if self.init_ended() {
-            return None;
+    /// The init has exited. Whether that is to be published now. A second exit is ignored.
+    #[must_use = "an exit that is not published is lost"]
+    pub fn init_exited(&mut self) -> bool {
+        if self.init_has_exited() {
+            return false;
         }
-        self.init = Init::Held(exit);
-        self.due()
+        self.init = Init::Held;
+        self.take_due()
     }
 
-    fn due(&mut self) -> Option<T> {
-        if self.holds > 0 || !matches!(self.init, Init::Held(_)) {
-            return None;
+    fn take_due(&mut self) -> bool {
+        let is_due = self.holds == 0 && self.init == Init::Held;
+        if is_due {
+            self.init = Init::Published;
         }
-        match std::mem::replace(&mut self.init, Init::Told) {
-            Init::Held(exit) => Some(exit),
-            Init::Alive | Init::Told => None,
-        }
+        is_due
     }
 }
 
@@ -76,54 +65,54 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_init_alone_is_told_at_once() {
+    fn exit_of_an_init_alone_is_due_at_once() {
         let mut exits = Exits::default();
-        assert!(!exits.init_ended());
-        assert_eq!(exits.init_exited(7), Some(7));
-        assert!(exits.init_ended());
-        assert_eq!(exits.init_exited(8), None);
+        assert!(!exits.init_has_exited());
+        assert!(exits.init_exited());
+        assert!(exits.init_has_exited());
+        assert!(!exits.init_exited());
     }
 
     #[test]
-    fn an_init_waits_for_the_last_hold() {
+    fn exit_of_an_init_waits_for_the_last_hold() {
         let mut exits = Exits::default();
         exits.hold();
         exits.hold();
-        assert_eq!(exits.init_exited(7), None);
-        assert!(exits.init_ended());
-        assert_eq!(exits.release(), None);
-        assert_eq!(exits.release(), Some(7));
+        assert!(!exits.init_exited());
+        assert!(exits.init_has_exited());
+        assert!(!exits.release());
+        assert!(exits.release());
     }
 
     #[derive(Debug, Clone, Copy)]
     enum Step {
         ExecStarts,
-        /// The n-th hold that is open, modulo, ends: an exec exits or fails to start.
+        /// A hold that is open ends: an exec exits or fails to start.
         HoldEnds,
         InitExits,
     }
 
     proptest! {
-        /// Whatever the schedule: the init's exit is told exactly once, after every
-        /// exec that was let in, and none is let in after it.
+        /// In every schedule the init's exit is published exactly once, after the exit of every
+        /// exec that was let in, and no exec is let in after it.
         #[test]
-        fn init_is_last_and_told_once(
+        fn init_exit_is_published_once_and_last(
             steps in proptest::collection::vec(
                 prop_oneof![Just(Step::ExecStarts), Just(Step::HoldEnds), Just(Step::InitExits)],
                 0..60,
             ),
         ) {
             let mut exits = Exits::default();
-            let (mut open, mut told) = (0, 0);
-            let mut check = |open: usize, exit: Option<()>| {
-                if exit.is_some() {
-                    told += 1;
-                    assert_eq!(open, 0, "told before the last exec");
+            let (mut open, mut published) = (0, 0);
+            let mut check = |open: usize, is_due: bool| {
+                if is_due {
+                    published += 1;
+                    assert_eq!(open, 0, "published before the last exec");
                 }
             };
             for step in steps.into_iter().chain([Step::InitExits]) {
                 match step {
-                    Step::ExecStarts if !exits.init_ended() => {
+                    Step::ExecStarts if !exits.init_has_exited() => {
                         exits.hold();
                         open += 1;
                     }
@@ -131,7 +120,7 @@ mod tests {
                         open -= 1;
                         check(open, exits.release());
                     }
-                    Step::InitExits => check(open, exits.init_exited(())),
+                    Step::InitExits => check(open, exits.init_exited()),
                     Step::ExecStarts | Step::HoldEnds => {}
                 }
             }
@@ -139,7 +128,7 @@ mod tests {
                 open -= 1;
                 check(open, exits.release());
             }
-            prop_assert_eq!(told, 1);
+            prop_assert_eq!(published, 1);
         }
     }
 }

@@ -1,12 +1,17 @@
-//! The containers of this shim. See `ARCHITECTURE.md` for the invariants that hold here.
+//! The containers of this shim, by ID. See `ARCHITECTURE.md` for the invariants that hold here.
 
+mod accounting;
 mod container;
+mod create;
+mod execs;
+mod exit;
 mod exits;
-mod pending;
 mod process;
 #[cfg(test)]
 mod schedules;
+mod signals;
 mod state;
+mod turn;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,20 +22,20 @@ use tokio::sync::futures::Notified;
 use tokio::time::{Duration, timeout};
 
 pub use crate::runtime::Checkpoint;
-pub use container::{Container, Create, Deleted, Member, Status};
+pub use accounting::{Member, StatsBudget};
+pub use container::{Container, Deleted, Status};
+pub use create::Create;
+pub use process::Target;
 pub use state::State;
 
-use crate::bundle::Bundle;
 use crate::cancel::{Cancel, Cause};
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
-use crate::options::Options;
 use crate::reaper::Reaper;
-use crate::stdio::Owner;
 
 /// How long Shutdown waits for a creation that it cuts short to be undone: longer than each
-/// of the steps may take that have a bound.
-const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(25);
+/// step of that may take.
+const UNDO_CREATION_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// What all containers of the shim share.
 pub struct Shared {
@@ -40,28 +45,8 @@ pub struct Shared {
     pub events: Events,
     /// containerd's namespace that the shim serves.
     pub namespace: String,
-    /// Held by each container whose files of statistics stay open.
-    pub stats_bursts: Rc<()>,
-}
-
-impl Shared {
-    fn owner<'a>(
-        &'a self,
-        container_id: &'a str,
-        exec_id: &'a str,
-        bundle: &'a Bundle,
-        options: &Options,
-    ) -> Owner<'a> {
-        Owner {
-            namespace: &self.namespace,
-            container_id,
-            exec_id,
-            bundle: bundle.path(),
-            uid: options.io_uid,
-            gid: options.io_gid,
-            reaper: &self.reaper,
-        }
-    }
+    /// How many containers keep their files of statistics open.
+    pub stats_budget: StatsBudget,
 }
 
 /// Every container of the shim, by id.
@@ -73,8 +58,8 @@ pub struct Tasks {
 #[derive(Default)]
 struct Slots {
     by_id: RefCell<BTreeMap<String, Slot>>,
-    /// A creation has failed, and is undone.
-    vacated: Notify,
+    /// Notified when a creation that has failed is undone.
+    freed: Notify,
 }
 
 /// What an id stands for.
@@ -131,15 +116,24 @@ impl Tasks {
         }
     }
 
-    /// Deletes a container that has exited or was never started. Until [`Tasks::forget`]
-    /// another call answers the same. One that is being created is undone; NotFound then.
-    pub async fn delete(&self, id: &str, cancel: &Cancel) -> Result<Deleted> {
-        cancel.unless(self.undo_creation(id)).await?;
-        self.find(id)?.delete(cancel).await
+    /// Deletes a process of container `id` that has exited or was never started. Until
+    /// [`Tasks::forget`] another call answers the same. The creation of a container, if it is
+    /// under way, is undone; NotFound then.
+    pub async fn delete(&self, id: &str, target: Target<'_>, cancel: &Cancel) -> Result<Deleted> {
+        if target == Target::Init {
+            cancel.unless(self.undo_creation(id)).await?;
+        }
+        self.find(id)?.delete(target, cancel).await
     }
 
     /// The client of Delete has its answer: nobody will ask again.
-    pub fn forget(&self, id: &str) {
+    pub fn forget(&self, id: &str, target: Target<'_>) {
+        if let Target::Exec(exec_id) = target {
+            if let Ok(container) = self.find(id) {
+                container.forget_exec(exec_id);
+            }
+            return;
+        }
         let mut slots = self.slots.by_id.borrow_mut();
         if let Some(Slot::Created(container)) = slots.get(id)
             && container.is_deleted()
@@ -151,13 +145,13 @@ impl Tasks {
     /// As [`Tasks::delete`] for a container that is being created; whatever hangs, this
     /// returns.
     pub async fn give_up_creation(&self, id: &str) {
-        if timeout(GIVE_UP_TIMEOUT, self.undo_creation(id))
+        if timeout(UNDO_CREATION_TIMEOUT, self.undo_creation(id))
             .await
             .is_err()
         {
             log::error!(
                 id;
-                "undo create of container: not done within {GIVE_UP_TIMEOUT:?}"
+                "undo create of container: not done within {UNDO_CREATION_TIMEOUT:?}"
             );
         }
     }
@@ -166,12 +160,12 @@ impl Tasks {
     /// undone.
     async fn undo_creation(&self, id: &str) {
         loop {
-            let vacated = self.slots.vacated.notified();
+            let freed = self.slots.freed.notified();
             match self.slots.by_id.borrow().get(id) {
                 Some(Slot::Creating(cancel)) => cancel.cancel(Cause::Deleted),
                 _ => return,
             }
-            vacated.await;
+            freed.await;
         }
     }
 
@@ -193,8 +187,8 @@ impl Tasks {
     }
 
     /// Waits until a creation that has failed is undone, from this call on.
-    pub fn vacated(&self) -> Notified<'_> {
-        self.slots.vacated.notified()
+    pub fn freed(&self) -> Notified<'_> {
+        self.slots.freed.notified()
     }
 
     /// Each container's id and, for people, its processes, their states and pids.
@@ -239,7 +233,7 @@ impl Drop for Reserved {
         let mut slots = self.slots.by_id.borrow_mut();
         if let Some(Slot::Creating(_)) = slots.get(&self.id) {
             slots.remove(&self.id);
-            self.slots.vacated.notify_waiters();
+            self.slots.freed.notify_waiters();
         }
     }
 }

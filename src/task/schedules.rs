@@ -14,6 +14,7 @@ use tokio::time::{Duration, sleep};
 use super::*;
 use crate::bundle::Bundle;
 use crate::events::Event;
+use crate::options::Options;
 use crate::reaper::fake::Kernel;
 use crate::stdio::Stdio;
 
@@ -85,7 +86,7 @@ impl World {
             reaper: reaper.clone(),
             events: Events::new("unix:///nowhere".into(), "ns".into()),
             namespace: "ns".into(),
-            stats_bursts: Rc::default(),
+            stats_budget: StatsBudget::default(),
         }));
         World {
             kernel,
@@ -134,23 +135,27 @@ impl World {
 
     async fn step(&self, step: Step) {
         match step {
-            Step::Start => self.with(|c, x| async move { drop(c.start(&x).await) }),
+            Step::Start => self.with(|c, x| async move { drop(c.start(Target::Init, &x).await) }),
             Step::Add => self.add(),
             Step::StartExec(n) => {
                 let id = self.exec(n);
-                self.with(|c, x| async move { drop(c.start_exec(&id, &x).await) });
+                self.with(|c, x| async move { drop(c.start(Target::Exec(&id), &x).await) });
             }
             Step::DeleteExec(n) => {
                 let id = self.exec(n);
-                self.with(|c, x| async move { drop(c.delete_exec(&id, &x).await) });
+                self.with(|c, x| async move { drop(c.delete(Target::Exec(&id), &x).await) });
             }
             Step::Delete => {
                 let tasks = self.tasks.clone();
-                self.call(|cancel| async move { drop(tasks.delete(ID, &cancel).await) });
+                self.call(
+                    |cancel| async move { drop(tasks.delete(ID, Target::Init, &cancel).await) },
+                );
             }
             Step::Pause => self.with(|c, x| async move { drop(c.pause(&x).await) }),
             Step::Resume => self.with(|c, x| async move { drop(c.resume(&x).await) }),
-            Step::Kill(all) => self.with(|c, x| async move { drop(c.kill(9, all, &x).await) }),
+            Step::Kill(all) => {
+                self.with(|c, x| async move { drop(c.kill(Target::Init, 9, all, &x).await) })
+            }
             Step::Answer(n, well) => self.answer(n, well),
             Step::End(n) => self.end(n),
             Step::Leave(n) => {

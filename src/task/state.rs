@@ -1,69 +1,77 @@
-//! The states of a process and what each operation does in each: pure, total. There
-//! is no `_` arm over states and operations on purpose: a new one must be thought
-//! through in every cell.
+//! The states of a process, and what each operation does in each. Pure and total.
+//!
+//! An init:
+//!
+//! ```text
+//!               Start              Pause
+//!     Created ---------> Running ----------> Paused
+//!      |    \              |     <----------   |
+//!      |     \   Exited    | Exited   Resume   | Exited
+//!      |      \            v                   |
+//!      |       '------> Stopped <-------------'
+//!      | Delete            | Delete
+//!      '----> Deleted <----'
+//! ```
+//!
+//! An exec has the same states but Paused: while its container is paused, a running exec is
+//! reported as paused. What is not drawn is refused, or changes nothing: the tests below hold
+//! the whole tables.
+//!
+//! There is no `_` arm over states and operations on purpose: whoever adds one decides about
+//! every cell.
 
 use crate::error::{Error, Kind};
 
-/// Where a process is in its life. Only an init can be paused.
+/// Where a process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Made; an init waits to be started, an exec has no process yet.
+    /// An init waits to be started; an exec has no process yet.
     Created,
     /// Running.
     Running,
-    /// Frozen with its whole container.
+    /// Frozen with its whole container. Only an init has this state.
     Paused,
-    /// Ended, and not deleted yet.
+    /// It has exited, and is not deleted yet.
     Stopped,
-    /// Gone; only a request that came too late still sees it.
+    /// It is deleted. Only a late request still sees it.
     Deleted,
 }
 
-/// What is asked of an init, or happens to it.
+/// What is asked of a process, init or exec, or happens to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// Start it.
     Start,
-    /// Add an exec to its container.
-    Exec,
     /// Signal it.
     Kill,
     /// Resize its terminal.
     Resize,
-    /// Freeze its container.
-    Pause,
-    /// Thaw its container.
-    Resume,
-    /// Change its container's resources.
-    Update,
-    /// Checkpoint its container.
-    Checkpoint,
-    /// Forget it.
+    /// Delete it.
     Delete,
-    /// It ended.
+    /// It has exited.
     Exited,
 }
 
-/// What is asked of an exec, or happens to it.
+/// What is asked of a container. Whether it is allowed depends on the init's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExecOp {
-    /// Start it.
-    Start,
-    /// Signal it.
-    Kill,
-    /// Resize its terminal.
-    Resize,
-    /// Forget it.
-    Delete,
-    /// It ended.
-    Exited,
+pub enum ContainerOp {
+    /// Add an exec.
+    Exec,
+    /// Freeze it.
+    Pause,
+    /// Thaw it.
+    Resume,
+    /// Change its resources.
+    Update,
+    /// Write a checkpoint of it.
+    Checkpoint,
 }
 
 /// Why an operation is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The state does not allow it: `cannot VERB OBJECT STATE`.
-    No(&'static str),
+    /// The state does not allow it; the text that the client sees.
+    NotAllowed(&'static str),
     /// The process has ended.
     Finished,
     /// The process was never started.
@@ -76,7 +84,7 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
         match refusal {
             // Go's shim has no code for these; clients match on the text at most.
-            Refusal::No(text) => Error::unknown(text),
+            Refusal::NotAllowed(text) => Error::unknown(text),
             Refusal::Finished => Error::not_found("process already finished"),
             Refusal::NotCreated => Error::new(
                 Kind::FailedPrecondition,
@@ -87,84 +95,96 @@ impl From<Refusal> for Error {
     }
 }
 
-/// What `op` makes of an init in `state`.
-pub fn step(state: State, op: Op) -> Result<State, Refusal> {
-    use Refusal::{Deleted as Gone, Finished, No};
+/// The state of an init after `op`.
+pub fn step_init(state: State, op: Op) -> Result<State, Refusal> {
+    use Refusal::{Deleted as AlreadyDeleted, Finished, NotAllowed};
     use State::{Created, Deleted, Paused, Running, Stopped};
     match (state, op) {
         (Created, Op::Start) => Ok(Running),
-        (Running, Op::Start) => Err(No("cannot start a running process")),
-        (Paused, Op::Start) => Err(No("cannot start a paused process")),
-        (Stopped, Op::Start) => Err(No("cannot start a stopped process")),
-        (Deleted, Op::Start) => Err(No("cannot start a deleted process")),
-
-        (Created | Running, Op::Exec) => Ok(state),
-        (Paused, Op::Exec) => Err(No("cannot exec in a paused state")),
-        (Stopped, Op::Exec) => Err(No("cannot exec in a stopped state")),
-        (Deleted, Op::Exec) => Err(No("cannot exec in a deleted state")),
+        (Running, Op::Start) => Err(NotAllowed("cannot start a running process")),
+        (Paused, Op::Start) => Err(NotAllowed("cannot start a paused process")),
+        (Stopped, Op::Start) => Err(NotAllowed("cannot start a stopped process")),
+        (Deleted, Op::Start) => Err(NotAllowed("cannot start a deleted process")),
 
         (Created | Running | Paused, Op::Kill) => Ok(state),
         (Stopped | Deleted, Op::Kill) => Err(Finished),
 
         (Created | Running | Paused | Stopped, Op::Resize) => Ok(state),
-        (Deleted, Op::Resize) => Err(No("cannot resize a deleted container")),
-
-        (Created, Op::Pause) => Err(No("cannot pause task in created state")),
-        (Running, Op::Pause) => Ok(Paused),
-        (Paused, Op::Pause) => Err(No("cannot pause a paused container")),
-        (Stopped, Op::Pause) => Err(No("cannot pause a stopped container")),
-        (Deleted, Op::Pause) => Err(No("cannot pause a deleted container")),
-
-        (Created, Op::Resume) => Err(No("cannot resume task in created state")),
-        (Running, Op::Resume) => Err(No("cannot resume a running process")),
-        (Paused, Op::Resume) => Ok(Running),
-        (Stopped, Op::Resume) => Err(No("cannot resume a stopped container")),
-        (Deleted, Op::Resume) => Err(No("cannot resume a deleted container")),
-
-        (Created | Running | Paused, Op::Update) => Ok(state),
-        (Stopped, Op::Update) => Err(No("cannot update a stopped container")),
-        (Deleted, Op::Update) => Err(No("cannot update a deleted process")),
-
-        (Running | Paused, Op::Checkpoint) => Ok(state),
-        (Created, Op::Checkpoint) => Err(No("cannot checkpoint a task in created state")),
-        (Stopped, Op::Checkpoint) => Err(No("cannot checkpoint a stopped container")),
-        (Deleted, Op::Checkpoint) => Err(No("cannot checkpoint a deleted process")),
+        (Deleted, Op::Resize) => Err(NotAllowed("cannot resize a deleted container")),
 
         (Created | Stopped, Op::Delete) => Ok(Deleted),
-        (Running, Op::Delete) => Err(No("cannot delete a running process")),
-        (Paused, Op::Delete) => Err(No("cannot delete a paused process")),
-        (Deleted, Op::Delete) => Err(Gone),
+        (Running, Op::Delete) => Err(NotAllowed("cannot delete a running process")),
+        (Paused, Op::Delete) => Err(NotAllowed("cannot delete a paused process")),
+        (Deleted, Op::Delete) => Err(AlreadyDeleted),
 
         (Created | Running | Paused, Op::Exited) => Ok(Stopped),
         (Stopped | Deleted, Op::Exited) => Ok(state),
     }
 }
 
-/// What `op` makes of an exec in `state`. An exec is never [`State::Paused`]: that is
-/// its container's state.
-pub fn step_exec(state: State, op: ExecOp) -> Result<State, Refusal> {
-    use Refusal::{Deleted as Gone, Finished, No, NotCreated};
+/// The state of a container's init after `op`.
+pub fn step_container(state: State, op: ContainerOp) -> Result<State, Refusal> {
+    use Refusal::NotAllowed;
     use State::{Created, Deleted, Paused, Running, Stopped};
     match (state, op) {
-        (Created, ExecOp::Start) => Ok(Running),
-        (Running | Paused, ExecOp::Start) => Err(No("cannot start a running process")),
-        (Stopped, ExecOp::Start) => Err(No("cannot start a stopped process")),
-        (Deleted, ExecOp::Start) => Err(No("cannot start a deleted process")),
+        (Created | Running, ContainerOp::Exec) => Ok(state),
+        (Paused, ContainerOp::Exec) => Err(NotAllowed("cannot exec in a paused state")),
+        (Stopped, ContainerOp::Exec) => Err(NotAllowed("cannot exec in a stopped state")),
+        (Deleted, ContainerOp::Exec) => Err(NotAllowed("cannot exec in a deleted state")),
 
-        (Created, ExecOp::Kill) => Err(NotCreated),
-        (Running | Paused, ExecOp::Kill) => Ok(state),
-        (Stopped | Deleted, ExecOp::Kill) => Err(Finished),
+        (Created, ContainerOp::Pause) => Err(NotAllowed("cannot pause task in created state")),
+        (Running, ContainerOp::Pause) => Ok(Paused),
+        (Paused, ContainerOp::Pause) => Err(NotAllowed("cannot pause a paused container")),
+        (Stopped, ContainerOp::Pause) => Err(NotAllowed("cannot pause a stopped container")),
+        (Deleted, ContainerOp::Pause) => Err(NotAllowed("cannot pause a deleted container")),
 
-        (Created | Running | Paused, ExecOp::Resize) => Ok(state),
-        (Stopped, ExecOp::Resize) => Err(No("cannot resize a stopped container")),
-        (Deleted, ExecOp::Resize) => Err(No("cannot resize a deleted container")),
+        (Created, ContainerOp::Resume) => Err(NotAllowed("cannot resume task in created state")),
+        (Running, ContainerOp::Resume) => Err(NotAllowed("cannot resume a running process")),
+        (Paused, ContainerOp::Resume) => Ok(Running),
+        (Stopped, ContainerOp::Resume) => Err(NotAllowed("cannot resume a stopped container")),
+        (Deleted, ContainerOp::Resume) => Err(NotAllowed("cannot resume a deleted container")),
 
-        (Created | Stopped, ExecOp::Delete) => Ok(Deleted),
-        (Running | Paused, ExecOp::Delete) => Err(No("cannot delete a running process")),
-        (Deleted, ExecOp::Delete) => Err(Gone),
+        (Created | Running | Paused, ContainerOp::Update) => Ok(state),
+        (Stopped, ContainerOp::Update) => Err(NotAllowed("cannot update a stopped container")),
+        (Deleted, ContainerOp::Update) => Err(NotAllowed("cannot update a deleted process")),
 
-        (Created | Running | Paused, ExecOp::Exited) => Ok(Stopped),
-        (Stopped | Deleted, ExecOp::Exited) => Ok(state),
+        (Running | Paused, ContainerOp::Checkpoint) => Ok(state),
+        (Created, ContainerOp::Checkpoint) => {
+            Err(NotAllowed("cannot checkpoint a task in created state"))
+        }
+        (Stopped, ContainerOp::Checkpoint) => {
+            Err(NotAllowed("cannot checkpoint a stopped container"))
+        }
+        (Deleted, ContainerOp::Checkpoint) => {
+            Err(NotAllowed("cannot checkpoint a deleted process"))
+        }
+    }
+}
+
+/// The state of an exec after `op`.
+pub fn step_exec(state: State, op: Op) -> Result<State, Refusal> {
+    use Refusal::{Deleted as AlreadyDeleted, Finished, NotAllowed, NotCreated};
+    use State::{Created, Deleted, Paused, Running, Stopped};
+    match (state, op) {
+        (Created, Op::Start) => Ok(Running),
+        (Running | Paused, Op::Start) => Err(NotAllowed("cannot start a running process")),
+        (Stopped, Op::Start) => Err(NotAllowed("cannot start a stopped process")),
+        (Deleted, Op::Start) => Err(NotAllowed("cannot start a deleted process")),
+
+        (Created, Op::Kill) => Err(NotCreated),
+        (Running | Paused, Op::Kill) => Ok(state),
+        (Stopped | Deleted, Op::Kill) => Err(Finished),
+
+        (Created | Running | Paused, Op::Resize) => Ok(state),
+        (Stopped, Op::Resize) => Err(NotAllowed("cannot resize a stopped container")),
+        (Deleted, Op::Resize) => Err(NotAllowed("cannot resize a deleted container")),
+
+        (Created | Stopped, Op::Delete) => Ok(Deleted),
+        (Running | Paused, Op::Delete) => Err(NotAllowed("cannot delete a running process")),
+        (Deleted, Op::Delete) => Err(AlreadyDeleted),
+
+        (Created | Running | Paused, Op::Exited) => Ok(Stopped),
+        (Stopped | Deleted, Op::Exited) => Ok(state),
     }
 }
 
@@ -180,7 +200,8 @@ mod tests {
         State::Deleted,
     ];
 
-    /// One cell: `·` allowed and state kept, `no` refused, `nf` not found.
+    /// One cell: the new state, `·` for the same one, or how `op` is refused: `nf` with NotFound,
+    /// `fp` with FailedPrecondition, `no` with Unknown.
     fn cell(state: State, result: Result<State, Refusal>) -> String {
         match result {
             Ok(next) if next == state => "·".into(),
@@ -193,7 +214,7 @@ mod tests {
         }
     }
 
-    fn grid<O: Copy>(ops: &[O], step: impl Fn(State, O) -> Result<State, Refusal>) -> String {
+    fn table<O: Copy>(ops: &[O], step: impl Fn(State, O) -> Result<State, Refusal>) -> String {
         let row = |state: State| {
             let cells = ops.iter().map(|op| cell(state, step(state, *op)));
             let cells = cells.map(|cell| format!("{cell:<8}")).collect::<String>();
@@ -202,25 +223,36 @@ mod tests {
         STATES.map(row).concat()
     }
 
+    const OPS: [Op; 5] = [Op::Start, Op::Kill, Op::Resize, Op::Delete, Op::Exited];
+
     #[test]
-    fn the_grid_of_an_init() {
-        use Op::*;
-        let ops = [
-            Start, Exec, Kill, Resize, Pause, Resume, Update, Checkpoint, Delete, Exited,
-        ];
+    fn state_table_of_an_init() {
         let expected = "\
-Created  Running ·       ·       ·       no      no      ·       no      Deleted Stopped
-Running  no      ·       ·       ·       Paused  no      ·       ·       no      Stopped
-Paused   no      no      ·       ·       no      Running ·       ·       no      Stopped
-Stopped  no      no      nf      ·       no      no      no      no      Deleted ·
-Deleted  no      no      nf      no      no      no      no      no      nf      ·
+Created  Running ·       ·       Deleted Stopped
+Running  no      ·       ·       no      Stopped
+Paused   no      ·       ·       no      Stopped
+Stopped  no      nf      ·       Deleted ·
+Deleted  no      nf      no      nf      ·
 ";
-        assert_eq!(grid(&ops, step), expected);
+        assert_eq!(table(&OPS, step_init), expected);
     }
 
     #[test]
-    fn the_grid_of_an_exec() {
-        use ExecOp::*;
+    fn state_table_of_a_container() {
+        use ContainerOp::*;
+        let expected = "\
+Created  ·       no      no      ·       no
+Running  ·       Paused  no      ·       ·
+Paused   no      no      Running ·       ·
+Stopped  no      no      no      no      no
+Deleted  no      no      no      no      no
+";
+        let ops = [Exec, Pause, Resume, Update, Checkpoint];
+        assert_eq!(table(&ops, step_container), expected);
+    }
+
+    #[test]
+    fn state_table_of_an_exec() {
         let expected = "\
 Created  Running fp      ·       Deleted Stopped
 Running  no      ·       ·       no      Stopped
@@ -228,9 +260,6 @@ Paused   no      ·       ·       no      Stopped
 Stopped  no      nf      no      Deleted ·
 Deleted  no      nf      no      nf      ·
 ";
-        assert_eq!(
-            grid(&[Start, Kill, Resize, Delete, Exited], step_exec),
-            expected
-        );
+        assert_eq!(table(&OPS, step_exec), expected);
     }
 }

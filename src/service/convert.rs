@@ -1,5 +1,4 @@
-//! Protobuf to domain types and back: the shapes of requests and responses, nothing
-//! else.
+//! The Task service's messages to the types of `task`, and back: nothing else.
 
 use std::time::SystemTime;
 
@@ -57,7 +56,7 @@ pub fn checkpoint(request: task::CheckpointTaskRequest) -> Result<Checkpoint> {
             request.path
         },
         work_path: options.work_path.into(),
-        parent_path: string_of_the_future(&options.special_fields, 10),
+        parent_path: unknown_string_field(&options.special_fields, 10),
         exit: options.exit,
         open_tcp: options.open_tcp,
         external_unix_sockets: options.external_unix_sockets,
@@ -68,8 +67,9 @@ pub fn checkpoint(request: task::CheckpointTaskRequest) -> Result<Checkpoint> {
     })
 }
 
-/// Field `number`, a string that newer definitions of a message have and ours lacks.
-fn string_of_the_future(fields: &SpecialFields, number: u32) -> String {
+/// Field `number`, a string that newer definitions of a message have and ours lacks; empty: it
+/// is not there.
+fn unknown_string_field(fields: &SpecialFields, number: u32) -> String {
     match fields.unknown_fields().get(number) {
         Some(UnknownValueRef::LengthDelimited(text)) => String::from_utf8_lossy(text).into_owned(),
         _ => String::new(),

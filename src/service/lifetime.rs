@@ -1,0 +1,89 @@
+//! When the server ends: after a Shutdown that finds no container, or when nobody needs it
+//! any more.
+
+use std::cell::{Cell, OnceCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::task::Tasks;
+use crate::ttrpc::server::Server;
+
+/// How long a server whose containers are all deleted waits for a client: containerd sends
+/// Shutdown right after the last Delete, unless it was killed in between.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What decides when the server ends. Its services share it.
+#[derive(Default)]
+pub struct Lifetime {
+    /// Set once nothing is left to serve.
+    is_ending: Cell<bool>,
+    /// A container was created, or was to be.
+    had_container: Cell<bool>,
+    end: Notify,
+    /// Where the services are offered.
+    server: OnceCell<Rc<Server>>,
+}
+
+impl Lifetime {
+    /// Remembers where the services are offered.
+    pub fn serve_on(&self, server: Rc<Server>) -> Rc<Server> {
+        self.server.get_or_init(|| server).clone()
+    }
+
+    /// Where the services are offered.
+    pub fn server(&self) -> Option<&Rc<Server>> {
+        self.server.get()
+    }
+
+    /// Whether the server is about to end: it makes no container any more.
+    pub fn is_ending(&self) -> bool {
+        self.is_ending.get()
+    }
+
+    /// A container is about to be created.
+    pub fn has_container(&self) {
+        self.had_container.set(true);
+    }
+
+    /// Ends the server: no new client is accepted, and no container created any more.
+    pub fn end(&self) {
+        self.is_ending.set(true);
+        // First, so that no new client meets a server that is about to end.
+        if let Some(server) = self.server.get() {
+            server.close();
+        }
+        self.end.notify_one();
+    }
+
+    /// Waits for [`Lifetime::end`].
+    pub async fn ended(&self) {
+        self.end.notified().await;
+    }
+
+    /// Waits until there is no client and no container, and ends the server: after `time`
+    /// if it never had a container, else after [`CLIENT_TIMEOUT`]. Whoever had this server
+    /// started has given it up.
+    pub async fn deserted(&self, tasks: &Tasks, time: Duration) {
+        let Some(server) = self.server.get() else {
+            return std::future::pending().await;
+        };
+        loop {
+            server.deserted(CLIENT_TIMEOUT).await;
+            let client = server.client_changes();
+            if !tasks.is_empty() {
+                // It may be a creation that is being undone, as its client has left.
+                tokio::select! {
+                    () = client => {}
+                    () = tasks.freed() => {}
+                }
+            } else if self.had_container.get()
+                || timeout(time - CLIENT_TIMEOUT, client).await.is_err()
+            {
+                return self.end();
+            }
+        }
+    }
+}

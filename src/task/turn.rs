@@ -1,0 +1,149 @@
+//! Turns: of the lifecycle calls of one process, one runs at a time. Those that run or wait
+//! are known, so that the init's exit or a Delete can cut them short.
+//!
+//! This is also where Delete's wait is: it waits [`CALL_TIMEOUT`] for the call before it, then
+//! cuts that short; it waits [`DELETE_TIMEOUT`] for an earlier Delete, then cuts that short, too.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::MutexGuard;
+use tokio::time::timeout;
+
+use super::process::Process;
+use crate::cancel::{Cancel, Cause};
+use crate::error::Result;
+
+/// How long Delete waits for a call before it to end by itself.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long Delete waits, after that, for an earlier Delete: longer than that waits for the
+/// output of a process that has exited.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The lifecycle calls of one container, by a number.
+#[derive(Default)]
+pub struct Calls {
+    last_number: Cell<u64>,
+    calls: RefCell<BTreeMap<u64, Call>>,
+    init_exited: Cell<bool>,
+}
+
+struct Call {
+    process: Rc<Process>,
+    kind: Kind,
+    cancel: Cancel,
+}
+
+/// What may cut a call short, besides its own request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It has no purpose once the init has exited.
+    EndsWithInit,
+    /// It may be what makes the init exit. Only a Delete cuts it short.
+    OutlivesInit,
+    /// Only a later Delete of the same process cuts it short.
+    Delete,
+}
+
+/// The turn of a call, until it is dropped.
+pub struct Turn<'a> {
+    _lock: MutexGuard<'a, ()>,
+    _call: Registered<'a>,
+}
+
+/// A call that runs or waits, until it is dropped.
+struct Registered<'a> {
+    calls: &'a Calls,
+    number: u64,
+}
+
+impl Calls {
+    /// Waits for the turn of a call of `kind` for `process`.
+    pub async fn turn<'a>(
+        &'a self,
+        process: &'a Rc<Process>,
+        kind: Kind,
+        cancel: &Cancel,
+    ) -> Result<Turn<'a>> {
+        if kind == Kind::Delete {
+            let lock = self.lock_for_delete(process, cancel).await?;
+            let call = self.register(process, kind, cancel);
+            return Ok(Turn {
+                _lock: lock,
+                _call: call,
+            });
+        }
+        let call = self.register(process, kind, cancel);
+        let lock = cancel.unless(process.lock()).await?;
+        Ok(Turn {
+            _lock: lock,
+            _call: call,
+        })
+    }
+
+    /// A Delete of the init cuts short the calls for all processes, one of an exec only those
+    /// for that exec.
+    async fn lock_for_delete<'a>(
+        &self,
+        process: &'a Rc<Process>,
+        cancel: &Cancel,
+    ) -> Result<MutexGuard<'a, ()>> {
+        let lock = timeout(CALL_TIMEOUT, process.lock());
+        if let Ok(lock) = cancel.unless(lock).await? {
+            return Ok(lock);
+        }
+        let is_same = |call: &Call| Rc::ptr_eq(&call.process, process);
+        let is_deleted_with = |call: &Call| !process.is_exec() || is_same(call);
+        self.cut_short(Cause::Deleted, |call| {
+            call.kind != Kind::Delete && is_deleted_with(call)
+        });
+        let lock = timeout(DELETE_TIMEOUT, process.lock());
+        if let Ok(lock) = cancel.unless(lock).await? {
+            return Ok(lock);
+        }
+        self.cut_short(Cause::Deleted, |call| {
+            call.kind == Kind::Delete && is_same(call)
+        });
+        Ok(cancel.unless(process.lock()).await?)
+    }
+
+    /// The init has exited: cuts short what has no purpose without it, now and later.
+    pub fn init_exited(&self) {
+        self.init_exited.set(true);
+        self.cut_short(Cause::InitExited, |call| call.kind == Kind::EndsWithInit);
+    }
+
+    fn register(&self, process: &Rc<Process>, kind: Kind, cancel: &Cancel) -> Registered<'_> {
+        if kind == Kind::EndsWithInit && self.init_exited.get() {
+            cancel.cancel(Cause::InitExited);
+        }
+        let number = self.last_number.get() + 1;
+        self.last_number.set(number);
+        let call = Call {
+            process: process.clone(),
+            kind,
+            cancel: cancel.clone(),
+        };
+        self.calls.borrow_mut().insert(number, call);
+        Registered {
+            calls: self,
+            number,
+        }
+    }
+
+    fn cut_short(&self, cause: Cause, selects: impl Fn(&Call) -> bool) {
+        let calls = self.calls.borrow();
+        for call in calls.values().filter(|call| selects(call)) {
+            call.cancel.cancel(cause);
+        }
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.calls.calls.borrow_mut().remove(&self.number);
+    }
+}

@@ -17,13 +17,13 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::check;
+
 /// A `CLOEXEC` copy of `fd` whose number is at least `lowest`.
 pub fn duplicate_above(fd: BorrowedFd<'_>, lowest: i32) -> io::Result<OwnedFd> {
     // SAFETY: `fd` is open; the call returns a new descriptor or -1.
     let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest) };
-    if copy < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let copy = check(copy)?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
@@ -32,9 +32,7 @@ pub fn duplicate_above(fd: BorrowedFd<'_>, lowest: i32) -> io::Result<OwnedFd> {
 pub fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: the call takes two integers and returns a new descriptor or -1.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let fd = check(fd)?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -94,9 +92,7 @@ pub fn count_open() -> io::Result<u64> {
 /// Call it once per number: the caller vouches that nothing else here owns it.
 pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD only reads the flags of a descriptor, open or not.
-    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
     // SAFETY: it is open, and was before this program could have made it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
@@ -145,9 +141,7 @@ fn unnamed_file(directory: &Path) -> io::Result<File> {
 pub fn unread(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: `fd` is open, and the call stores one int at most.
-    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD as _, &mut count) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD as _, &mut count) })?;
     Ok(count as usize)
 }
 
@@ -206,17 +200,13 @@ pub fn find_cached(path: &Path) -> io::Result<(File, u32, u64)> {
         let size = size_of::<libc::open_how>();
         libc::syscall(libc::SYS_openat2, libc::AT_FDCWD, path.as_ptr(), &how, size)
     };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let fd = check(fd)?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     let handle = unsafe { File::from_raw_fd(fd as i32) };
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
     let fd = handle.as_raw_fd();
     // SAFETY: the path is empty, and the call fills `stat` only.
-    if unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, &mut stat) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, &mut stat) })?;
     let device = libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
     Ok((handle, stat.stx_mode as u32, device))
 }

@@ -8,6 +8,8 @@ use std::slice;
 
 use nix::unistd::{getpid, gettid};
 
+use super::check;
+
 /// Below the caller's frame, what the calls in here need themselves, in bytes.
 const OWN_FRAMES: usize = 16 << 10;
 
@@ -88,10 +90,8 @@ fn release_stack() -> io::Result<()> {
 unsafe fn release_pages(start: usize, end: usize) -> io::Result<()> {
     let start = start & !(page_size() - 1);
     // SAFETY: the caller vouches for the pages.
-    match unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_DONTNEED) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    check(unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_DONTNEED) })?;
+    Ok(())
 }
 
 fn page_size() -> usize {

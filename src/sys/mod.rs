@@ -7,3 +7,8 @@ pub mod memory;
 pub mod mount;
 pub mod process;
 pub mod tty;
+
+/// What a system call answered, or, for -1, the error that it left in `errno`.
+fn check<T: nix::errno::ErrnoSentinel + PartialEq>(answer: T) -> std::io::Result<T> {
+    Ok(nix::errno::Errno::result(answer)?)
+}

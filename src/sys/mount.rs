@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::check;
+
 /// One line of a `mountinfo` file; paths are still escaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MountInfo<'a> {
@@ -96,13 +98,6 @@ fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-fn checked(rc: libc::c_long) -> io::Result<i32> {
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(rc as i32)
-}
-
 /// A detached copy of the mount at `path`, without those below it
 /// (`open_tree(2)`). It goes away with its descriptor unless it is [`attach`]ed.
 pub fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
@@ -110,11 +105,10 @@ pub fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC as u32;
     // SAFETY: `path` is a C string that outlives the call, which returns a new
     // descriptor or -1.
-    let fd = checked(unsafe {
-        libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags)
-    })?;
+    let fd =
+        check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// Maps the owners of files in the detached mount `tree` as `user_namespace` does,
@@ -147,7 +141,7 @@ pub fn map_ids(
             size_of::<libc::mount_attr>(),
         )
     };
-    checked(rc).map(drop)
+    check(rc).map(drop)
 }
 
 /// Mounts the detached `tree` on `target` (`move_mount(2)`).
@@ -165,7 +159,7 @@ pub fn attach(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
             libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_SYMLINKS,
         )
     };
-    checked(rc).map(drop)
+    check(rc).map(drop)
 }
 
 /// A new user namespace with these maps, in the format of `/proc/PID/uid_map`.
@@ -211,11 +205,11 @@ impl Idle {
                     }
                     libc::_exit(0)
                 }
-                rc => checked(rc),
+                rc => check(rc),
             }
         };
         drop(blocked);
-        Ok(Self { pid: pid? })
+        Ok(Self { pid: pid? as i32 })
     }
 }
 
@@ -314,9 +308,7 @@ pub fn attach_loop(file: &Path, options: LoopOptions) -> io::Result<(OwnedFd, Pa
     for _ in 0..ATTEMPTS {
         const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
         // SAFETY: the request takes no argument and returns a number or -1.
-        let number = checked(unsafe {
-            libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) as libc::c_long
-        })?;
+        let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) })?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
         let device = open(&path)?;
         match configure_loop(&device, &config) {
@@ -336,7 +328,7 @@ fn configure_loop(device: &File, config: &LoopConfig) -> io::Result<()> {
     const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
     // SAFETY: the request reads one `struct loop_config`.
     let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const *config) };
-    match checked(rc as libc::c_long) {
+    match check(rc) {
         // It is Linux 5.8's.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTTY)) => {
             configure_loop_by_steps(device, config)
@@ -355,12 +347,12 @@ fn configure_loop_by_steps(device: &File, config: &LoopConfig) -> io::Result<()>
     // SAFETY: the requests take an open descriptor, one `struct loop_info64` that they
     // read, a number, and nothing.
     unsafe {
-        checked(libc::ioctl(device, LOOP_SET_FD, config.fd as libc::c_ulong) as libc::c_long)?;
+        check(libc::ioctl(device, LOOP_SET_FD, config.fd as libc::c_ulong))?;
         let mut rc = libc::ioctl(device, LOOP_SET_STATUS64, &raw const config.info);
         if rc == 0 && config.info.flags & LO_FLAGS_DIRECT_IO != 0 {
             rc = libc::ioctl(device, LOOP_SET_DIRECT_IO, 1 as libc::c_ulong);
         }
-        checked(rc as libc::c_long).map(drop).inspect_err(|_| {
+        check(rc).map(drop).inspect_err(|_| {
             libc::ioctl(device, LOOP_CLR_FD);
         })
     }

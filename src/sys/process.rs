@@ -8,14 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use super::check;
+
 /// A descriptor for process `pid` (`pidfd_open(2)`): it never means another
 /// process, whatever becomes of the number.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two integers and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -33,9 +32,7 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
             0,
         )
     };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(rc)?;
     Ok(())
 }
 
@@ -44,9 +41,7 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
 /// the group's leader, is its own child and has not been reaped.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: the call takes two integers.
-    if unsafe { libc::kill(pid, signal) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(unsafe { libc::kill(pid, signal) })?;
     Ok(())
 }
 
@@ -58,10 +53,7 @@ pub fn fork_exec(mut command: Command) -> io::Result<(i32, ExecResult)> {
     // SAFETY: the child goes on here with its own copy of memory, and only to its exec.
     // `Command::exec` may allocate, and both C libraries that we are built with keep
     // their allocator usable in a forked child.
-    let pid = unsafe { libc::fork() };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let pid = check(unsafe { libc::fork() })?;
     if pid > 0 {
         return Ok((pid, ExecResult(reader)));
     }
@@ -124,9 +116,7 @@ pub fn create_sched_core() -> io::Result<()> {
             0 as libc::c_ulong,
         )
     };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(rc)?;
     Ok(())
 }
 
@@ -192,9 +182,7 @@ impl KernelSigaction {
             let none = std::ptr::null_mut::<Self>();
             libc::syscall(libc::SYS_rt_sigaction, signal, self, none, size)
         };
-        if rc < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        check(rc)?;
         Ok(())
     }
 }
@@ -210,9 +198,11 @@ pub fn outlive_signals() -> io::Result<()> {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = do_nothing as extern "C" fn(libc::c_int) as usize;
         action.sa_flags = libc::SA_RESTART;
-        if libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        check(libc::sigaction(
+            libc::SIGUSR1,
+            &action,
+            std::ptr::null_mut(),
+        ))?;
     }
     // The C library would refuse it for the few signals that it keeps for itself, and
     // needs for nothing that is done here.
@@ -266,9 +256,7 @@ pub fn die_with_parent(command: &mut Command) {
     // async-signal-safe system calls; it touches no memory of the parent.
     unsafe {
         command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
-                return Err(io::Error::last_os_error());
-            }
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
             // It may have died before: then nothing comes any more.
             if libc::getppid() != parent {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -306,15 +294,11 @@ pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
             let mut moved = [-1; MAX_PASSED_FDS];
             for (slot, fd) in moved.iter_mut().zip(&fds) {
                 // A source may have the number of a target: out of the way first.
-                *slot = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3 + count as i32);
-                if *slot < 0 {
-                    return Err(io::Error::last_os_error());
-                }
+                let lowest = 3 + count as i32;
+                *slot = check(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest))?;
             }
             for (i, fd) in moved[..count].iter().enumerate() {
-                if libc::dup2(*fd, 3 + i as i32) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
+                check(libc::dup2(*fd, 3 + i as i32))?;
             }
             Ok(())
         });
@@ -328,18 +312,15 @@ pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
 pub fn reap(pid: i32) -> io::Result<Option<(i32, u32)>> {
     let mut status = 0;
     // SAFETY: `status` is a valid place for one int; the call stores nothing else.
-    match unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } {
-        0 => Ok(None),
-        pid if pid > 0 => {
-            let status = if libc::WIFSIGNALED(status) {
-                128 + libc::WTERMSIG(status)
-            } else {
-                libc::WEXITSTATUS(status)
-            };
-            Ok(Some((pid, status as u32)))
-        }
-        _ => Err(io::Error::last_os_error()),
+    let pid = check(unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) })?;
+    if pid == 0 {
+        return Ok(None);
     }
+    let status = match libc::WIFSIGNALED(status) {
+        true => 128 + libc::WTERMSIG(status),
+        false => libc::WEXITSTATUS(status),
+    };
+    Ok(Some((pid, status as u32)))
 }
 
 /// Whether `pid` is a child of ours that has not been reaped, alive or not.

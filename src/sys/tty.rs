@@ -3,12 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-fn checked(rc: libc::c_int) -> io::Result<libc::c_int> {
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(rc)
-}
+use super::check;
 
 /// Sets the size of the terminal, in characters; its foreground processes get
 /// `SIGWINCH` if it changed.
@@ -20,7 +15,7 @@ pub fn set_size(tty: BorrowedFd<'_>, width: u16, height: u16) -> io::Result<()> 
         ws_ypixel: 0,
     };
     // SAFETY: `tty` is open, and the call only reads the winsize it is given.
-    checked(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSWINSZ as _, &size) })?;
+    check(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSWINSZ as _, &size) })?;
     Ok(())
 }
 
@@ -36,7 +31,7 @@ pub fn is_master(fd: BorrowedFd<'_>) -> bool {
 pub fn open_slave(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
     // SAFETY: `master` is open; the call takes an int and returns a new descriptor.
-    let fd = checked(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags) })?;
+    let fd = check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags) })?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -45,7 +40,7 @@ pub fn open_slave(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// end of file. The kernel may discard what was written and not yet read.
 pub fn hang_up(slave: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: `slave` is open, and the call takes no argument.
-    checked(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCVHANGUP as _) })?;
+    check(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCVHANGUP as _) })?;
     Ok(())
 }
 
@@ -55,6 +50,6 @@ pub(crate) fn size(tty: BorrowedFd<'_>) -> io::Result<(u16, u16)> {
     // SAFETY: an all-zero winsize is valid.
     let mut size: libc::winsize = unsafe { std::mem::zeroed() };
     // SAFETY: `tty` is open, and the call stores one winsize.
-    checked(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGWINSZ as _, &mut size) })?;
+    check(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGWINSZ as _, &mut size) })?;
     Ok((size.ws_col, size.ws_row))
 }

@@ -147,3 +147,97 @@ impl Drop for Registered<'_> {
         self.calls.calls.borrow_mut().remove(&self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::super::process::Role;
+    use super::*;
+    use crate::error::Kind as ErrorKind;
+    use crate::stdio::Stdio;
+
+    fn init() -> Rc<Process> {
+        Process::new("c".into(), Role::Init, Stdio::default())
+    }
+
+    fn exec() -> Rc<Process> {
+        let role = Role::Exec { spec: Vec::new() };
+        Process::new("e".into(), role, Stdio::default())
+    }
+
+    /// Has the turn for `process` until it is cut short.
+    async fn hang(calls: &Calls, process: &Rc<Process>, kind: Kind) -> Cause {
+        let cancel = Cancel::new();
+        let _turn = calls.turn(process, kind, &cancel).await.unwrap();
+        cancel.expired().await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn delete_cuts_a_call_short_after_a_while() {
+        for process in [init(), exec()] {
+            let (calls, start) = (Calls::default(), Instant::now());
+            let delete = async {
+                let turn = calls.turn(&process, Kind::Delete, &Cancel::new()).await;
+                turn.map(drop)
+            };
+            let hanging = hang(&calls, &process, Kind::EndsWithInit);
+            let (cause, deleted) = tokio::join!(hanging, delete);
+            assert_eq!((cause, deleted), (Cause::Deleted, Ok(())));
+            assert!(start.elapsed() >= CALL_TIMEOUT && start.elapsed() < DELETE_TIMEOUT);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn second_delete_cuts_the_first_one_short() {
+        let (calls, init, start) = (Calls::default(), init(), Instant::now());
+        let second = async {
+            let turn = calls.turn(&init, Kind::Delete, &Cancel::new()).await;
+            turn.map(drop)
+        };
+        let (cause, second) = tokio::join!(hang(&calls, &init, Kind::Delete), second);
+        assert_eq!((cause, second), (Cause::Deleted, Ok(())));
+        assert!(start.elapsed() >= CALL_TIMEOUT + DELETE_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn delete_of_an_exec_leaves_other_processes_alone() {
+        let (calls, first, second) = (Calls::default(), exec(), exec());
+        let delete = async {
+            let limit = Cancel::after(CALL_TIMEOUT * 2);
+            let turn = calls.turn(&second, Kind::Delete, &limit).await;
+            turn.map(drop)
+        };
+        tokio::select! {
+            biased;
+            cause = hang(&calls, &first, Kind::EndsWithInit) => panic!("{cause:?}"),
+            cause = hang(&calls, &second, Kind::EndsWithInit) => assert_eq!(cause, Cause::Deleted),
+            deleted = delete => panic!("{deleted:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn exit_of_the_init_cuts_short_only_what_has_no_purpose_without_it() {
+        let (calls, init, exec) = (Calls::default(), init(), exec());
+        let exit = async { calls.init_exited() };
+        let (cause, ()) = tokio::join!(hang(&calls, &exec, Kind::EndsWithInit), exit);
+        assert_eq!(cause, Cause::InitExited);
+        // A later one, too.
+        let cause = hang(&calls, &exec, Kind::EndsWithInit).await;
+        assert_eq!(cause, Cause::InitExited);
+        for kind in [Kind::OutlivesInit, Kind::Delete] {
+            let hanging = timeout(CALL_TIMEOUT, hang(&calls, &init, kind));
+            assert!(hanging.await.is_err(), "{kind:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn call_that_waits_for_its_turn_can_be_cut_short() {
+        let (calls, init) = (Calls::default(), init());
+        let _turn = calls.turn(&init, Kind::OutlivesInit, &Cancel::new()).await;
+        let limit = Cancel::after(CALL_TIMEOUT);
+        let waiting = calls.turn(&init, Kind::EndsWithInit, &limit).await;
+        let error = waiting.map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    }
+}

@@ -203,12 +203,7 @@ async fn delete_by_runtime(
 /// The cgroup that `config.json` asks for; `None` when that is gone or broken.
 fn planned_cgroup(flags: &Flags, bundle: &Bundle, options: &Options) -> Option<Planned> {
     let spec = bundle.spec().ok()?;
-    let plan = Plan {
-        cgroups_path: &spec.linux.cgroups_path,
-        id: &flags.id,
-        systemd: options.systemd_cgroup,
-        shim_cgroup: &options.shim_cgroup,
-    };
+    let plan = Plan::new(&flags.id, &spec.linux.cgroups_path, options);
     Planned::find(plan)
         .inspect_err(|e| log::warn!(id = flags.id; "find the container's cgroup: {e}"))
         .ok()

@@ -21,6 +21,7 @@ use super::kill::{self, DIRECTORIES_PER_PASS, Turn};
 use super::locate::{Others, Place, places_named};
 use super::tree::{Step, Walk};
 use crate::error::{Context, Error, Kind, Result};
+use crate::options::Options;
 
 /// Between two tries to remove a directory whose processes are dying.
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
@@ -36,6 +37,18 @@ pub struct Plan<'a> {
     pub systemd: bool,
     /// The option ShimCgroup, where the shim's server and the runtime are; empty: none.
     pub shim_cgroup: &'a str,
+}
+
+impl<'a> Plan<'a> {
+    /// Of container `id`: `cgroups_path` is what `config.json` says.
+    pub fn new(id: &'a str, cgroups_path: &'a str, options: &'a Options) -> Self {
+        Plan {
+            cgroups_path,
+            id,
+            systemd: options.systemd_cgroup,
+            shim_cgroup: &options.shim_cgroup,
+        }
+    }
 }
 
 /// Where a container's cgroup is, or was to be.

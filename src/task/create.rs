@@ -66,7 +66,7 @@ impl Container {
     ) -> Result<Rc<Container>> {
         let spec = prepare_bundle(&create, cancel).await?;
         let cgroups_path = &spec.linux.cgroups_path;
-        Planned::check_alone(plan(&create.id, cgroups_path, &create.options))?;
+        Planned::check_alone(Plan::new(&create.id, cgroups_path, &create.options))?;
         let rootfs_is_mounted = !create.rootfs.is_empty();
         if rootfs_is_mounted {
             mount_rootfs(&shared, &create, cancel, reserved).await?;
@@ -207,7 +207,7 @@ impl Container {
 
     /// The cgroup that `config.json` asks for.
     fn planned_cgroup(&self) -> Result<Planned> {
-        Planned::find(plan(self.id(), &self.cgroups_path, &self.options))
+        Planned::find(Plan::new(self.id(), &self.cgroups_path, &self.options))
     }
 
     /// Kills what is in the cgroup that `config.json` asks for, and removes it.
@@ -218,16 +218,6 @@ impl Container {
         }
         let killed = cgroup.kill(UNDO_TIMEOUT).await;
         killed.and(cgroup.remove(UNDO_TIMEOUT).await)
-    }
-}
-
-/// What asks for the cgroup of container `id`.
-fn plan<'a>(id: &'a str, cgroups_path: &'a str, options: &'a Options) -> Plan<'a> {
-    Plan {
-        cgroups_path,
-        id,
-        systemd: options.systemd_cgroup,
-        shim_cgroup: &options.shim_cgroup,
     }
 }
 

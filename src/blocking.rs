@@ -13,25 +13,25 @@ use tokio::sync::oneshot;
 
 use crate::error::{Context, Error, Kind, Result};
 
-/// Threads at a time. What blocks for ever keeps its thread: more are refused.
-const THREADS: usize = 32;
+/// Threads at a time. A call that blocks for ever keeps its thread: more are refused.
+const MAX_THREADS: usize = 32;
 
-/// Stack of such a thread, in bytes: ample for system calls with a few paths.
-const STACK: usize = 128 << 10;
+/// Stack of such a thread, in bytes: enough for system calls with a few paths.
+const STACK_SIZE: usize = 128 << 10;
 
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs `work` on a thread.
 ///
-/// Never spawn a process in there: the OCI runtime dies with the thread that did.
+/// Do not spawn a process there: the OCI runtime dies with the thread that spawned it.
 ///
 /// # Errors
 /// `ResourceExhausted` when 32 such calls are under way; when no thread can be started,
 /// or it panicked.
 pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    if RUNNING.load(Ordering::Relaxed) >= THREADS {
+    if RUNNING.load(Ordering::Relaxed) >= MAX_THREADS {
         let message =
-            format!("start a thread: {THREADS} threads are blocked in the kernel already");
+            format!("start a thread: {MAX_THREADS} threads are blocked in the kernel already");
         return Err(Error::new(Kind::ResourceExhausted, message));
     }
     run_always(work).await
@@ -55,7 +55,7 @@ pub async fn run_uncounted<T: Send + 'static>(
 ) -> Result<T> {
     let (sender, done) = oneshot::channel();
     std::thread::Builder::new()
-        .stack_size(STACK)
+        .stack_size(STACK_SIZE)
         .spawn(move || {
             // The receiver may be gone: the call was given up.
             drop(sender.send(work()));

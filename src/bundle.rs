@@ -1,8 +1,7 @@
 //! A container's bundle directory: every file in it that the shim reads or writes.
 //!
-//! Promises: what it writes, Go's shim can read, and the other way round; a file
-//! is there whole or not at all; unknown or null fields of `config.json` are no
-//! error.
+//! Promises: Go's shim can read what this one writes, and the other way round; a file exists
+//! complete or not at all; unknown or null fields of `config.json` are no error.
 //!
 //! Lacks on purpose: a full model of `config.json`. That belongs to the OCI runtime,
 //! and would cost ten times the memory.
@@ -22,7 +21,7 @@ use crate::options::Options;
 #[derive(Debug, Clone)]
 pub struct Bundle(PathBuf);
 
-/// What the shim reads of `config.json`, and no more: anything else may be new.
+/// What the shim reads of `config.json`. Everything else is ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Spec {
@@ -41,7 +40,7 @@ pub struct Linux {
     /// The namespaces that the container does not share with the runtime.
     #[serde(deserialize_with = "null_is_default")]
     pub namespaces: Vec<Namespace>,
-    /// Which cgroup it is to have: a path, or `SLICE:PREFIX:NAME` with systemd.
+    /// The container's cgroup: a path, or `SLICE:PREFIX:NAME` with systemd.
     #[serde(rename = "cgroupsPath", deserialize_with = "null_is_default")]
     pub cgroups_path: String,
 }
@@ -75,14 +74,14 @@ impl Spec {
     }
 }
 
-/// What `bootstrap.json`, or `address` when it holds JSON, is read for.
+/// What is read of `bootstrap.json`, or of `address` if that holds JSON.
 #[derive(Deserialize)]
 struct Bootstrap {
     address: String,
 }
 
 impl Bundle {
-    /// The bundle at `path`; nothing is looked at yet.
+    /// The bundle at `path`, which is not read yet.
     pub fn at(path: impl Into<PathBuf>) -> Bundle {
         Bundle(path.into())
     }
@@ -106,7 +105,7 @@ impl Bundle {
         }
     }
 
-    /// Where CRIU works unless told otherwise.
+    /// Where CRIU works by default.
     pub fn work(&self) -> PathBuf {
         self.0.join("work")
     }
@@ -121,7 +120,7 @@ impl Bundle {
         self.0.join("log")
     }
 
-    /// `config.json`; missing, unreadable or broken is an error that says which.
+    /// `config.json`; an error says whether it is missing, unreadable or invalid.
     pub fn spec(&self) -> Result<Spec> {
         let path = self.0.join("config.json");
         let text = fs::read(&path).context(|| format!("read {}", path.display()))?;
@@ -168,7 +167,8 @@ impl Bundle {
         self.write("address", address.as_bytes(), 0o644)
     }
 
-    /// The server's address, from `bootstrap.json` or `address` (plain or JSON); None when neither is there.
+    /// The server's address, from `bootstrap.json` or `address` (plain or JSON); None when both
+    /// are missing.
     pub fn address(&self) -> Result<Option<String>> {
         for name in ["bootstrap.json", "address"] {
             let Some(text) = self.read(name)? else {
@@ -185,8 +185,8 @@ impl Bundle {
         Ok(None)
     }
 
-    /// Makes the symlink `s` to the directory of the server's socket, which later
-    /// cleaners of the bundle look for. One that is there already stays.
+    /// Creates the symlink `s` to the directory of the server's socket: containerd looks for it
+    /// when it removes the bundle. An existing one stays.
     pub fn link_socket_dir(&self, dir: &Path) -> Result<()> {
         let link = self.0.join("s");
         match std::os::unix::fs::symlink(dir, &link) {

@@ -1,9 +1,8 @@
-//! When work that takes long is to be cut short: its request's deadline has passed or
-//! its client has left, the container's init has exited, or the container is being
-//! deleted.
+//! When work that takes long is cut short: its request's deadline has passed, its client has
+//! left, the container's init has exited, or the container is being deleted.
 //!
-//! Whoever does the work holds a [`Cancel`] and looks at it wherever it waits; whoever
-//! may cut it short holds a clone. What the work did half it undoes itself.
+//! The work holds a [`Cancel`], and looks at it wherever it waits. Whoever may cut it short
+//! holds a clone. The work undoes by itself what it did by half.
 
 use std::cell::Cell;
 use std::fmt;
@@ -18,8 +17,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Kind};
 
-/// How long work may go on after its request or its container's init has ended: most
-/// commands of an OCI runtime end by themselves within that.
+/// How long work may go on after its request has ended or its container's init has exited:
+/// most commands of an OCI runtime end by themselves within that time.
 pub const GRACE: Duration = Duration::from_secs(1);
 
 /// Why work is cut short.
@@ -66,17 +65,17 @@ impl fmt::Display for Cause {
     }
 }
 
-/// A sign that work is to be cut short; clones share it.
+/// Tells work that it is cut short; clones share it.
 #[derive(Clone, Default)]
-pub struct Cancel(Rc<Sign>);
+pub struct Cancel(Rc<Shared>);
 
 #[derive(Default)]
-struct Sign {
+struct Shared {
     /// The first cause, and when the grace is over.
     cause: Cell<Option<(Cause, Instant)>>,
     /// A time limit from the start.
     limit: Option<(Duration, Instant)>,
-    given: Notify,
+    cancelled: Notify,
 }
 
 impl Cancel {
@@ -87,38 +86,38 @@ impl Cancel {
 
     /// Work is cut short `limit` from now.
     pub fn after(limit: Duration) -> Self {
-        Self(Rc::new(Sign {
+        Self(Rc::new(Shared {
             limit: Some((limit, Instant::now() + limit)),
-            ..Sign::default()
+            ..Shared::default()
         }))
     }
 
-    /// Gives the sign. A later cause counts only if it leaves less time.
+    /// Cuts the work short. A later cause counts only if it leaves less time.
     pub fn cancel(&self, cause: Cause) {
         let end = Instant::now() + cause.grace();
         if self.0.cause.get().is_none_or(|(_, earlier)| end < earlier) {
             self.0.cause.set(Some((cause, end)));
-            self.0.given.notify_waiters();
+            self.0.cancelled.notify_waiters();
         }
     }
 
-    /// Whether the work was to be cut short by now.
+    /// Whether the work is cut short, the grace included.
     pub fn is_expired(&self) -> bool {
         self.end().is_some_and(|end| end <= Instant::now())
     }
 
-    /// Waits until the work is to be cut short, the grace included. The cause.
+    /// Waits until the work is cut short, the grace included. Answers the cause.
     pub async fn expired(&self) -> Cause {
         loop {
-            // Made before the look, so that it sees every later sign.
-            let given = self.0.given.notified();
+            // Made before `end` is read, so that it sees every later cancellation.
+            let cancelled = self.0.cancelled.notified();
             let ended = async {
                 match self.end() {
                     Some(end) => sleep_until(end).await,
                     None => std::future::pending().await,
                 }
             };
-            if either(given, ended).await {
+            if either(cancelled, ended).await {
                 return self.cause_now();
             }
         }
@@ -142,7 +141,7 @@ impl Cancel {
         }
     }
 
-    /// What `work` yields, unless it is to be cut short before: then `work` is dropped.
+    /// The output of `work`, unless it is cut short before: then `work` is dropped.
     pub async fn unless<T>(&self, work: impl Future<Output = T>) -> Result<T, Cause> {
         let mut work = pin!(work);
         let mut expired = pin!(self.expired());
@@ -156,7 +155,7 @@ impl Cancel {
     }
 }
 
-/// Waits for either; whether it was the second, or both.
+/// Waits for either. Answers whether the second, or both, are ready.
 async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()>) -> bool {
     let (mut first, mut second) = (pin!(first), pin!(second));
     poll_fn(|cx| match second.as_mut().poll(cx) {
@@ -170,7 +169,7 @@ async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()
 pub struct CancelOnDrop(Cancel);
 
 impl CancelOnDrop {
-    /// Cancels `cancel`. Work that is done does not mind.
+    /// Cancels `cancel`, which does nothing to work that is done.
     pub fn new(cancel: &Cancel) -> Self {
         Self(cancel.clone())
     }
@@ -218,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_sign_given_later_is_seen() {
+    async fn cancellation_while_waiting_is_seen() {
         let cancel = Cancel::new();
         let waiting = cancel.clone();
         let (cause, ()) = tokio::join!(waiting.expired(), async {
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limit_needs_no_sign() {
+    async fn limit_needs_no_cancellation() {
         let limit = Duration::from_secs(3);
         let (cancel, start) = (Cancel::after(limit), Instant::now());
         assert_eq!(cancel.expired().await, Cause::TimedOut(limit));

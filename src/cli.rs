@@ -1,30 +1,30 @@
-//! The command line and the environment, as containerd gives them, made an
-//! [`Action`]. Pure: it looks at nothing else.
+//! Parses the command line and the environment that containerd gives, to an [`Action`]. Pure:
+//! it reads nothing else.
 //!
 //! Promises: Go's flag syntax (`-x v`, `--x v`, `-x=v`), every flag that a
-//! containerd from 1.6 on sends, and the same refusals as Go's shim. A person, who
-//! gives neither `-namespace` nor `-id`, gets help or an error that says what exists.
+//! containerd from 1.6 on sends, and the same errors as Go's shim. A person, who gives neither
+//! `-namespace` nor `-id`, gets help, or an error that lists the actions.
 
 use std::ffi::{OsStr, OsString};
 
 use crate::error::{Error, Result};
 use crate::{NAME, VERSION};
 
-/// Environment variable that makes `start` answer daemons that send no bootstrap
-/// message in JSON, with version 3, when it is set to `json`. Only containerd 2.0
-/// to 2.2 understand that; 1.6 and 1.7 do not, and nothing tells them apart.
+/// Environment variable. Set to `json` it makes `start` reply in JSON, with version 3, to a
+/// containerd that sends no bootstrap message. Only containerd 2.0 to 2.2 understand that, not
+/// 1.6 and 1.7, and `start` cannot tell them apart.
 pub const REPLY_VARIABLE: &str = "CONTAINERD_SHIM_RS_REPLY";
 
 /// What this process was started to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Make a server for a container, or find the one of its pod.
+    /// Start the server of a container, or find the one of its pod.
     Start(Flags),
-    /// Be that server.
+    /// Serve.
     Serve(Flags),
-    /// Clean up after a server that is gone.
+    /// Clean up after a server that has ended.
     Delete(Flags),
-    /// Describe the runtime.
+    /// Describe this shim and the OCI runtime.
     Info,
     /// Print the version.
     Version,
@@ -53,14 +53,13 @@ pub struct Flags {
     pub ttrpc_address: String,
     /// `SCHED_CORE`: give the server a core-scheduling cookie.
     pub sched_core: bool,
-    /// [`REPLY_VARIABLE`]: answer old daemons in JSON.
+    /// [`REPLY_VARIABLE`]: reply in JSON to a containerd before 2.3.
     pub json_reply: bool,
-    /// `MAX_SHIM_VERSION` is set, which containerd has done since 1.7: an answer in JSON is
-    /// not taken for an address.
+    /// `MAX_SHIM_VERSION` is set: containerd is 1.7 or newer, and understands a reply in JSON.
     pub knows_json: bool,
 }
 
-/// What this program is, how containerd is told to use it, its actions and its flags.
+/// The text of `--help`.
 pub fn help() -> String {
     format!(
         "\
@@ -105,16 +104,16 @@ Environment:
     )
 }
 
-/// Whether a person asks for help. Nothing that containerd sends has these words: they
-/// are no values of its flags.
+/// Whether a person asks for help. containerd sends none of these words, not even as a flag's
+/// value.
 fn asks_for_help(args: &[OsString]) -> bool {
     let words = ["-h", "--h", "-help", "--help"];
     args.iter().any(|arg| words.iter().any(|word| arg == word))
 }
 
-/// What a person means who gives neither `-namespace` nor `-id`, and `action`.
-/// Go's shim and this one take any unknown action of containerd's for the server.
-fn by_hand(action: &str) -> Result<Action> {
+/// The action of a person, who gives neither `-namespace` nor `-id`. From containerd, any other
+/// word is the server's action, as with Go's shim.
+fn action_of_a_person(action: &str) -> Result<Action> {
     match action {
         "" => Ok(Action::NoAction),
         "help" => Ok(Action::Help),
@@ -127,8 +126,8 @@ fn by_hand(action: &str) -> Result<Action> {
     }
 }
 
-/// Makes an [`Action`] of the arguments (without the program's name) and the
-/// environment. Kind::InvalidArgument when they make none.
+/// Parses the arguments (without the program's name) and the environment. An error is
+/// Kind::InvalidArgument.
 pub fn parse(args: &[OsString], env: impl Fn(&str) -> Option<OsString>) -> Result<Action> {
     if asks_for_help(args) {
         return Ok(Action::Help);
@@ -142,12 +141,12 @@ pub fn parse(args: &[OsString], env: impl Fn(&str) -> Option<OsString>) -> Resul
         return Ok(Action::Info);
     }
     if parsed.namespace.is_empty() && parsed.id.is_empty() {
-        return by_hand(&parsed.action);
+        return action_of_a_person(&parsed.action);
     }
     if parsed.namespace.is_empty() {
         return Err(Error::invalid("shim namespace cannot be empty"));
     }
-    // Go goes on without, and then means the directory that holds all bundles.
+    // Go's shim accepts that, and then works on the directory that holds all bundles.
     if parsed.id.is_empty() {
         return Err(Error::invalid("shim id cannot be empty"));
     }
@@ -178,13 +177,13 @@ pub fn parse(args: &[OsString], env: impl Fn(&str) -> Option<OsString>) -> Resul
     Ok(match parsed.action.as_str() {
         "start" => Action::Start(flags),
         "delete" => Action::Delete(flags),
-        // Go's shim takes any other word for the server, too.
+        // As Go's shim does.
         _ => Action::Serve(flags),
     })
 }
 
-/// The arguments without `-debug-socket` and its value, which Go's shim has for
-/// its profiler and the crate's parser does not know.
+/// The arguments without `-debug-socket` and its value: Go's shim has it for its profiler, and
+/// the crate's parser does not know it.
 fn without_debug_socket(args: &[OsString]) -> Vec<&OsStr> {
     let mut kept = Vec::with_capacity(args.len());
     let mut args = args.iter();

@@ -1,9 +1,8 @@
-//! The process's descriptors: how many are left, and that new processes leave enough for
-//! what ends them.
+//! The process's descriptors: how many are left, and a reserve for what ends processes.
 //!
-//! Promises: a container is made and an exec started only if [`RESERVE`] descriptors are
-//! left besides, however many are being started at once; so Kill, Wait, Delete, Shutdown
-//! and new connections go on working.
+//! Promises: a container is created and an exec started only if [`RESERVE`] descriptors are
+//! left besides, however many are being started at once. So Kill, Wait, Delete, Shutdown and
+//! new connections always work.
 //!
 //! Lacks on purpose: a share for each container; a limit of the whole system (`ENFILE`).
 
@@ -14,17 +13,17 @@ use nix::errno::Errno;
 use crate::error::{Error, Kind, Result};
 use crate::sys;
 
-/// Descriptors that new processes leave: a runtime command takes about ten.
+/// Descriptors that new processes must leave free: a runtime command takes about ten.
 const RESERVE: u64 = 64;
 
-/// Descriptors that connections leave.
-const RESERVE_OF_CONNECTIONS: u64 = 32;
+/// Descriptors that new connections must leave free.
+const CONNECTION_RESERVE: u64 = 32;
 
-/// Descriptors that making a container or starting an exec takes, at most: 6 of FIFOs, 6 of
+/// Descriptors that creating a container or starting an exec takes, at most: 6 of FIFOs, 6 of
 /// pipes, the rest while the runtime runs.
-const CLAIM: u64 = 24;
+const CLAIM_SIZE: u64 = 24;
 
-/// Of what is being started.
+/// Descriptors set aside for what is being started.
 static CLAIMED: AtomicU64 = AtomicU64::new(0);
 
 /// Descriptors set aside for what is being started, until this is dropped.
@@ -33,40 +32,40 @@ pub struct Claim(());
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        CLAIMED.fetch_sub(CLAIM, Ordering::Relaxed);
+        CLAIMED.fetch_sub(CLAIM_SIZE, Ordering::Relaxed);
     }
 }
 
-/// Sets descriptors aside for `what` is about to be done.
+/// Sets descriptors aside for operation `what`.
 ///
 /// # Errors
 /// `ResourceExhausted` when too few are left.
 pub fn claim(what: &str) -> Result<Claim> {
     let (limit, open) = limit_and_open();
     let claimed = CLAIMED.load(Ordering::Relaxed);
-    if !fits(limit, open.saturating_add(claimed + CLAIM), RESERVE) {
+    if !fits(limit, open.saturating_add(claimed + CLAIM_SIZE), RESERVE) {
         let text = format!("{what}: {open} of {limit} descriptors (RLIMIT_NOFILE) are in use");
         return Err(Error::new(Kind::ResourceExhausted, text));
     }
-    CLAIMED.fetch_add(CLAIM, Ordering::Relaxed);
+    CLAIMED.fetch_add(CLAIM_SIZE, Ordering::Relaxed);
     Ok(Claim(()))
 }
 
-/// Whether `count` files that are of use, but not needed, may be kept open.
+/// Whether `count` files may be kept open that are useful, but not needed.
 pub fn suffice_for(count: u64) -> bool {
     let (limit, open) = limit_and_open();
     let claimed = CLAIMED.load(Ordering::Relaxed);
     fits(limit, open.saturating_add(claimed + count), RESERVE)
 }
 
-/// Whether a connection may be taken.
+/// Whether a connection may be accepted.
 pub fn suffice_for_connection() -> bool {
     let (limit, open) = limit_and_open();
-    fits(limit, open.saturating_add(1), RESERVE_OF_CONNECTIONS)
+    fits(limit, open.saturating_add(1), CONNECTION_RESERVE)
 }
 
-/// The limit of descriptors, and how many are open. What cannot be counted, for another
-/// reason than the lack of one to count with, is taken for few.
+/// The limit of descriptors, and how many are open: all if none is left to count them with, 0
+/// if they cannot be counted for another reason.
 fn limit_and_open() -> (u64, u64) {
     let limit = sys::fd::limit().unwrap_or(u64::MAX);
     let open = sys::fd::count_open().unwrap_or_else(|e| match e.raw_os_error() {
@@ -100,7 +99,7 @@ mod tests {
         };
         assert_eq!(refused.kind(), Kind::ResourceExhausted);
         assert!(refused.to_string().starts_with("start exec e: "));
-        assert!(claims.len() as u64 * CLAIM < limit);
+        assert!(claims.len() as u64 * CLAIM_SIZE < limit);
         drop(claims);
         claim("start exec e").unwrap();
     }

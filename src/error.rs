@@ -1,14 +1,14 @@
 //! The one error type. It names the operation, the object and the cause, and
-//! carries the code a client sees. Text is made where the error arises: nothing
-//! above adds to it but the operation it was part of.
+//! carries the code that a client sees. The text is made where the error arises. Callers add
+//! only the operation that it was part of.
 
 use std::fmt;
 
-/// What a client can tell errors apart by; the ttrpc codes that containerd uses.
+/// The code by which a client tells errors apart; the ttrpc codes that containerd uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Anything containerd has no better word for, among them every failure of
-    /// the OCI runtime.
+    /// Anything that containerd has no code for, among them every failure of the OCI
+    /// runtime.
     Unknown,
     /// The request was given up by the client.
     Cancelled,

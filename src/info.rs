@@ -1,11 +1,11 @@
-//! `-info`: what this shim and the OCI runtime under it are, and what they can do.
+//! `-info`: the version of this shim, and the features of the OCI runtime.
 //!
-//! Promises: an answer for every runtime that can be started, in 2 s at most; the
-//! runtime's features are what it prints, to the letter.
+//! Promises: an answer for every runtime that can be started, in 2 s at most; the runtime's
+//! features are passed on unchanged.
 //!
-//! Lacks on purpose: a model of the features. A field that is too new for it would
-//! be lost to containerd. Also the annotation that has mount types passed through:
-//! without it containerd prepares what is no plain mount, as it does for Go's shim.
+//! Lacks on purpose: a model of the features, which would lose newer fields; the annotation
+//! that makes containerd pass special mount types through: without it containerd prepares
+//! these mounts, as it does for Go's shim.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -25,8 +25,8 @@ use crate::runtime::Runtime;
 /// The type that containerd registered for a runtime's features, which are JSON.
 const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// A runtime that takes longer than this to say what it can do does not say it.
-const LIMIT: Duration = Duration::from_secs(2);
+/// How long the runtime may take to print its features; else there are none.
+const FEATURES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Does what `-info` is to do: `input` is what containerd sent on stdin, the options
 /// or nothing; the reply goes to `output`.
@@ -65,28 +65,27 @@ fn info(options: Option<Any>, features: Option<Vec<u8>>) -> RuntimeInfo {
     }
 }
 
-/// The runtime's features; None when it does not tell. An error when there is no
-/// such runtime.
+/// The runtime's features; None if it does not print them. An error if there is no such
+/// runtime.
 fn features(options: &Options) -> Result<Option<Vec<u8>>> {
-    let asked = ask(options);
-    match asked? {
-        Ok(printed) => Ok(told(printed)),
+    match run_features(options)? {
+        Ok(printed) => Ok(json_object(printed)),
         Err(error) if error.kind() == Kind::Unimplemented => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 /// The outer error is ours, the inner one the runtime's.
-fn ask(options: &Options) -> Result<Result<Vec<u8>>> {
+fn run_features(options: &Options) -> Result<Result<Vec<u8>>> {
     let reaper = Reaper::new();
-    // It needs no bundle for that.
+    // The verb needs no bundle.
     let runtime = Runtime::new(reaper.clone(), options, "", Path::new("/"));
-    let answer = async { runtime.features(&Cancel::after(LIMIT)).await };
+    let answer = async { runtime.features(&Cancel::after(FEATURES_TIMEOUT)).await };
     reaper.block_on(answer).context(|| "start the event loop")
 }
 
 /// What the runtime printed, if that is a JSON object.
-fn told(printed: Vec<u8>) -> Option<Vec<u8>> {
+fn json_object(printed: Vec<u8>) -> Option<Vec<u8>> {
     type Object<'a> = HashMap<String, &'a RawValue>;
     let is_object = serde_json::from_slice::<Object<'_>>(&printed).is_ok();
     is_object.then_some(printed)
@@ -127,7 +126,7 @@ mod tests {
     #[test]
     fn features_are_passed_on_to_the_letter() {
         let newer = br#"{ "ociVersionMin":"1.0.0","newer":null }"#.to_vec();
-        let features = info(None, told(newer.clone())).features.unwrap();
+        let features = info(None, json_object(newer.clone())).features.unwrap();
         assert_eq!(features.type_url, FEATURES_TYPE);
         assert_eq!(features.value, newer);
     }
@@ -135,7 +134,7 @@ mod tests {
     #[test]
     fn what_is_not_json_is_no_features() {
         for printed in ["", "no such command\n", "[]", "{", "{} {}"] {
-            assert_eq!(told(printed.into()), None, "{printed:?}");
+            assert_eq!(json_object(printed.into()), None, "{printed:?}");
         }
     }
 

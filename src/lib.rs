@@ -2,8 +2,8 @@
 //! (runc, crun, youki) for as long as a container or pod lives.
 //!
 //! The server is one thread: a current-thread tokio runtime with a `LocalSet`,
-//! `Rc`/`RefCell` state, no lock. `ARCHITECTURE.md` holds the invariants and who may
-//! import whom. Modules, in the order in which a request meets them:
+//! `Rc`/`RefCell` state, no lock. `ARCHITECTURE.md` holds the invariants, and which module
+//! may import which. Modules, in the order in which a request passes them:
 
 pub mod cli;
 
@@ -42,14 +42,14 @@ pub mod log;
 pub mod proto;
 pub mod sys;
 
-/// What this program calls itself where it speaks to people.
+/// This program's name, in messages to people.
 pub const NAME: &str = "containerd-shim-rs-v2";
 
 /// Its version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The revision of the source it was built from, if the build was told:
-/// `SHIM_REVISION` in its environment.
+/// The revision of the source that it was built from: `SHIM_REVISION` in the environment of
+/// the build.
 pub const REVISION: &str = match option_env!("SHIM_REVISION") {
     Some(revision) => revision,
     None => "unknown",
@@ -58,5 +58,5 @@ pub const REVISION: &str = match option_env!("SHIM_REVISION") {
 /// The target it was built for, such as `x86_64-unknown-linux-musl`.
 pub const TARGET: &str = env!("SHIM_TARGET");
 
-/// The compiler it was built with, by its own words; "unknown" if it did not tell.
+/// The version of the compiler that it was built with; "unknown" if it did not print that.
 pub const COMPILER: &str = env!("SHIM_COMPILER");

@@ -3,7 +3,7 @@
 //! Promises: writing never blocks and never fails, whether containerd reads, is
 //! stuck, or is gone; lines that found no room are counted, and the count is logged
 //! as soon as there is room. A line is written whole or not at all. Panics reach
-//! the log, and so does what the C library or Rust's runtime print to stderr.
+//! the log, and so does what the C library or Rust's runtime prints to stderr.
 //!
 //! A line is logfmt: time, level, message, then the key-values of the call. `id` is the
 //! container that the line is about, `exec` the exec if it is about one; a line about the
@@ -25,16 +25,16 @@ use log::kv::{self, Key, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::fcntl::OFlag;
 
-/// A pipe takes this much whole or not at all (`PIPE_BUF`).
-const LONGEST_LINE: usize = 4096;
+/// Longest line, in bytes: the kernel writes it to a pipe whole or not at all (`PIPE_BUF`).
+const MAX_LINE: usize = 4096;
 
 /// Longest value of a field, and all fields of a line but `id`, `exec` and `namespace`, in
 /// bytes, quotes and escapes included. A longer value is cut, a field that finds no room
 /// is left out.
-const LONGEST_VALUE: usize = 512;
-const LONGEST_FIELDS: usize = 1536;
+const MAX_VALUE: usize = 512;
+const MAX_FIELDS: usize = 1536;
 
-/// Of a line that is about the server.
+/// The fields of a line about the server.
 const NO_FIELDS: Option<(&str, &str)> = None;
 
 static LOGGER: OnceLock<FifoLogger<Stderr>> = OnceLock::new();
@@ -61,8 +61,8 @@ pub fn init(path: &Path, debug: bool, id: &str, namespace: &str) -> io::Result<(
     Ok(())
 }
 
-/// Opened for reading, too, though it never is read: so there always is a reader,
-/// and a daemon that restarts costs neither a signal nor an error.
+/// Opened for reading, too, though this process never reads it: the FIFO always has a reader,
+/// so that a restart of containerd causes neither a signal nor an error.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -108,7 +108,7 @@ where
         }
     }
 
-    /// What a line ends with.
+    /// The last part of a line.
     fn fields(&self, pairs: &dyn kv::Source) -> String {
         let mut fields = Fields::default();
         // The visitor never fails.
@@ -130,7 +130,7 @@ where
 
 impl Log for FifoLogger<Stderr> {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true // The maximum level has been looked at.
+        true // `log` has compared the maximum level.
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -158,7 +158,7 @@ impl<'a> VisitSource<'a> for Fields {
             key => {
                 let before = self.others.len();
                 add_field(&mut self.others, key, &value);
-                if self.others.len() > LONGEST_FIELDS {
+                if self.others.len() > MAX_FIELDS {
                     self.others.truncate(before);
                 }
             }
@@ -172,7 +172,7 @@ fn add_field(fields: &mut String, key: &str, value: &str) {
     let _ = write!(fields, " {key}={}", Value(value));
 }
 
-/// A line as logrus writes it, since that is what the rest of containerd's log is.
+/// A line as logrus writes it: containerd's log is written by logrus.
 fn format_line(at: SystemTime, level: Level, message: fmt::Arguments<'_>, fields: &str) -> String {
     let level = match level {
         Level::Error => "error",
@@ -184,7 +184,7 @@ fn format_line(at: SystemTime, level: Level, message: fmt::Arguments<'_>, fields
     let mut line = String::with_capacity(128 + fields.len());
     // Writing to a String cannot fail.
     let _ = write!(line, "time=\"{}\" level={level} msg=\"", Rfc3339(at));
-    let limit = LONGEST_LINE.saturating_sub(fields.len() + "...\"\n".len());
+    let limit = MAX_LINE.saturating_sub(fields.len() + "...\"\n".len());
     let text = &mut line;
     if write!(Escaped { text, limit }, "{message}").is_err() {
         line.push_str("...");
@@ -230,12 +230,12 @@ struct Value<'a>(&'a str);
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-._/@^+".contains(c);
-        if (1..=LONGEST_VALUE).contains(&self.0.len()) && self.0.chars().all(plain) {
+        if (1..=MAX_VALUE).contains(&self.0.len()) && self.0.chars().all(plain) {
             return f.write_str(self.0);
         }
         let mut quoted = String::new();
         let text = &mut quoted;
-        let limit = LONGEST_VALUE - "\"...\"".len();
+        let limit = MAX_VALUE - "\"...\"".len();
         let cut = Escaped { text, limit }.write_str(self.0).is_err();
         write!(f, "\"{quoted}{}\"", if cut { "..." } else { "" })
     }
@@ -354,8 +354,8 @@ mod tests {
             for shift in 0..4 {
                 let message = format!("{}{}", "a".repeat(shift), text.repeat(5000));
                 let line = format_line(at(0, 0), Level::Info, format_args!("{message}"), " id=x");
-                assert!(line.len() <= LONGEST_LINE);
-                assert!(line.len() > LONGEST_LINE - 8);
+                assert!(line.len() <= MAX_LINE);
+                assert!(line.len() > MAX_LINE - 8);
                 let body = line.strip_suffix("...\" id=x\n").unwrap();
                 let escapes = body.chars().rev().take_while(|c| *c == '\\').count();
                 assert!(escapes % 2 == 0, "{text:?} {shift}");
@@ -469,7 +469,7 @@ mod tests {
             pairs.extend([("path", long.as_str()); 8]);
             let fields = logger.fields(&pairs.as_slice());
             let line = format_line(at(0, 0), Level::Info, format_args!("{long}"), &fields);
-            assert!(line.len() <= LONGEST_LINE, "{}", line.len());
+            assert!(line.len() <= MAX_LINE, "{}", line.len());
             let pairs = parse(&line);
             for key in ["msg", "id", "exec"] {
                 let (_, value) = pairs.iter().find(|(found, _)| found == key).unwrap();

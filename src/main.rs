@@ -1,4 +1,4 @@
-//! From arguments to an exit code. Only here standard input and output are touched.
+//! From arguments to an exit code. Only this file uses standard input and output.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
@@ -11,14 +11,14 @@ use containerd_shim_rs_v2::{
     COMPILER, NAME, REVISION, TARGET, VERSION, delete, info, serve, start, sys,
 };
 
-/// Most that containerd may send on standard input, in bytes.
-const INPUT_LIMIT: u64 = 10 << 20;
+/// How much containerd may send on standard input, in bytes.
+const MAX_INPUT: u64 = 10 << 20;
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // There may be no stderr; the exit code says it, too.
+            // There may be no stderr. The exit code tells of the failure, too.
             let _ = writeln!(io::stderr(), "{NAME}: {error}");
             ExitCode::FAILURE
         }
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     sys::fd::close_on_exec_from(3).context(|| "set close-on-exec on inherited descriptors")?;
-    // `pkill -USR1 containerd` is for containerd, but matches this program, too.
+    // `pkill -USR1 containerd` also matches this program's name.
     sys::process::outlive_signals().context(|| "catch signals")?;
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
@@ -46,7 +46,7 @@ fn run() -> Result<()> {
     }
 }
 
-/// What containerd sent; nothing when a person is at the other end.
+/// What containerd has sent; nothing if standard input is a terminal.
 fn input() -> Result<Vec<u8>> {
     let stdin = io::stdin();
     let mut input = Vec::new();
@@ -55,11 +55,11 @@ fn input() -> Result<Vec<u8>> {
     }
     stdin
         .lock()
-        .take(INPUT_LIMIT + 1)
+        .take(MAX_INPUT + 1)
         .read_to_end(&mut input)
         .context(|| "read standard input")?;
-    if input.len() as u64 > INPUT_LIMIT {
-        let message = format!("read standard input: more than {INPUT_LIMIT} bytes");
+    if input.len() as u64 > MAX_INPUT {
+        let message = format!("read standard input: more than {MAX_INPUT} bytes");
         return Err(Error::invalid(message));
     }
     Ok(input)

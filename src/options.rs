@@ -1,10 +1,12 @@
-//! The runtime's options, whichever way a client sends them.
+//! The runtime's options, in each form in which a client sends them.
 //!
-//! Promises: both message types, with any prefix before their names; TOML as
-//! containerd's CRI plugin passes it; Go's form in the bundle, both ways. Bad
-//! options are `InvalidArgument` and say what is wrong with them.
+//! Promises: both message types, with any prefix before their names; TOML as containerd's CRI
+//! plugin passes it; `options.json` as Go's shim reads and writes it. Invalid options are
+//! `InvalidArgument`, and the error says what is wrong.
 //!
-//! Lacks on purpose: a check of the values. The OCI runtime words that better.
+//! Lacks on purpose: a check of the values. The OCI runtime reports these better.
+//!
+//! To add an option: a field of [`Options`], its key in `set`, and its field in `From`.
 
 use std::fmt::Display;
 use std::fs;
@@ -50,10 +52,10 @@ pub struct Options {
     /// Where criu works and logs.
     #[serde(skip_serializing_if = "is_default")]
     pub criu_work_path: String,
-    /// Kept for whoever asks; this shim serves on its own socket only.
+    /// Stored, not used: this shim serves on its own socket only.
     #[serde(skip_serializing_if = "is_default")]
     pub task_api_address: String,
-    /// Kept for whoever asks.
+    /// Stored, not used.
     #[serde(skip_serializing_if = "is_default")]
     pub task_api_version: u32,
 }
@@ -115,7 +117,7 @@ impl Options {
             return Ok(Options::default());
         }
         let path = message.config_path.as_str();
-        // Another kind of file could block the reader for ever.
+        // Reading another kind of file could block for ever.
         let is_file = fs::metadata(path).map_err(|e| invalid(path, e))?.is_file();
         if !is_file {
             return Err(invalid(path, "not a regular file"));
@@ -139,7 +141,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Sets one field; the error is what the value should have been.
+    /// Sets one field; the error says what the value must be.
     fn set(&mut self, key: &str, value: &Value) -> std::result::Result<(), &'static str> {
         let boolean = || value.as_bool().ok_or("a boolean");
         let text = || value.as_str().map(str::to_owned).ok_or("a string");

@@ -1,9 +1,9 @@
-//! Which versions of the Task service a server that is alive speaks: it may be of another
-//! release, or Go's, since a shim's binary can be replaced while its containers run.
+//! Which versions of the Task service a live server supports. It may be of another release,
+//! or Go's: a shim's binary can be replaced while its containers run.
 //!
-//! Promises: an answer or none within [`LIMIT`]; the server's containers notice nothing.
+//! Promises: it returns within [`PROBE_TIMEOUT`]; the server's containers are not affected.
 //!
-//! Lacks on purpose: a guess. Whoever gets no answer decides.
+//! Lacks on purpose: a guess. Without an answer the caller decides.
 
 use std::io;
 use std::path::Path;
@@ -14,9 +14,9 @@ use crate::proto::Message;
 use crate::proto::task::ConnectRequest;
 use crate::ttrpc::client::{Client, Failure};
 
-/// How long the server may take for all questions. A `start` takes that much longer when
-/// it joins a server that hangs.
-pub const LIMIT: Duration = Duration::from_millis(500);
+/// How long the server may take for all requests. A `start` takes that much longer when it
+/// joins a server that hangs.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A version of the Task service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +36,8 @@ impl Version {
     }
 }
 
-/// The first of `versions` that the server at `path` speaks. None when it does not say.
-pub fn first_spoken(
+/// The first of `versions` that the server at `path` supports. None when it does not answer.
+pub fn first_supported(
     path: &Path,
     namespace: &str,
     id: &str,
@@ -47,27 +47,33 @@ pub fn first_spoken(
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let asked = ask(path, namespace, id, versions);
-        let answer = tokio::time::timeout(LIMIT, asked).await;
+        let asked = query(path, namespace, id, versions);
+        let answer = tokio::time::timeout(PROBE_TIMEOUT, asked).await;
         Ok(answer.ok().flatten())
     })
 }
 
-async fn ask(path: &Path, namespace: &str, id: &str, versions: [Version; 2]) -> Option<Version> {
+async fn query(path: &Path, namespace: &str, id: &str, versions: [Version; 2]) -> Option<Version> {
     let mut client = Client::connect(path.to_str()?).await.ok()?;
     let metadata = [("containerd-namespace-ttrpc", namespace)];
     for version in versions {
-        // Of all requests the one that changes nothing and needs no container.
+        // This request changes nothing, and needs no container.
         let request = ConnectRequest {
             id: id.into(),
             ..Default::default()
         };
         let request = request.write_to_bytes().ok()?;
-        let answer = client.call(version.service(), "Connect", &metadata, request, LIMIT);
+        let answer = client.call(
+            version.service(),
+            "Connect",
+            &metadata,
+            request,
+            PROBE_TIMEOUT,
+        );
         match answer.await {
             Ok(_) => return Some(version),
             Err(Failure::Refused(error)) if error.kind() == Kind::Unimplemented => {}
-            // It knows the service, or it would not have looked further.
+            // It looked for the container, so it knows the service.
             Err(Failure::Refused(_)) => return Some(version),
             Err(Failure::Transport(_)) => return None,
         }
@@ -88,14 +94,14 @@ mod tests {
         let _silent = UnixListener::bind(&path).unwrap();
         let versions = [Version::V3, Version::V2];
         let asked = Instant::now();
-        assert_eq!(first_spoken(&path, "ns", "c1", versions).unwrap(), None);
-        assert!(asked.elapsed() >= LIMIT);
+        assert_eq!(first_supported(&path, "ns", "c1", versions).unwrap(), None);
+        assert!(asked.elapsed() >= PROBE_TIMEOUT);
     }
 
     #[test]
     fn server_that_is_gone_says_nothing() {
         let versions = [Version::V3, Version::V2];
-        let none = first_spoken(Path::new("/no/such/socket"), "ns", "c1", versions);
+        let none = first_supported(Path::new("/no/such/socket"), "ns", "c1", versions);
         assert_eq!(none.unwrap(), None);
     }
 }

@@ -1,5 +1,5 @@
-//! The wire's message types: re-exports of the crates' generated code, by the
-//! name of containerd's package, and what `build.rs` makes of `protos/`.
+//! The types of protobuf messages: generated code of the crates, under the names of
+//! containerd's packages, and what `build.rs` generates from `protos/`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -45,9 +45,8 @@ pub use protobuf::{EnumOrUnknown, Message, MessageField, SpecialFields, UnknownV
 /// `runtimeoptions.v1.Options`.
 pub use generated::runtimeoptions;
 
-/// Most fields of one message, with those of the messages in it: decoding makes up to a
-/// hundred bytes and more of a field that takes two on the wire. Far above what containerd
-/// sends, which is a few dozen.
+/// How many fields one message may have, with those of the messages in it: decoding can turn
+/// an encoded field of two bytes into a hundred bytes and more. containerd sends a few dozen.
 pub const MAX_FIELDS: usize = 8192;
 
 /// Levels of messages in messages that [`count_fields`] looks at: a request, a mount or a
@@ -57,7 +56,7 @@ const MAX_DEPTH: u32 = 3;
 /// One field of an encoded message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Field<'a> {
-    /// A number, of a variable length on the wire.
+    /// A number, encoded with a variable length.
     Varint(u64),
     /// Text, bytes or a message.
     Bytes(&'a [u8]),
@@ -65,9 +64,9 @@ pub enum Field<'a> {
     Fixed,
 }
 
-/// Calls `visit` with the number and the value of each field of an encoded message, in
-/// order; makes nothing of them. An error ends it, as does what is no message. Groups,
-/// which protobuf gave up before containerd was written, are none.
+/// Calls `visit` with the number and the value of each field of an encoded message, in order.
+/// Its first error ends the visit; a malformed message is an error. Groups, an old feature of
+/// protobuf that containerd does not use, are malformed.
 pub fn visit_fields<'a>(
     message: &'a [u8],
     mut visit: impl FnMut(u32, Field<'a>) -> Result<(), String>,
@@ -109,7 +108,7 @@ pub fn limit_fields(message: &[u8]) -> Result<(), String> {
 
 /// `count`, and the fields of `message`; more than [`MAX_FIELDS`] are not counted.
 fn count_fields(message: &[u8], depth: u32, mut count: usize) -> usize {
-    // What is malformed is for the decoder to refuse, which stops there, too.
+    // The decoder refuses a malformed message, and stops there, too.
     let _ = visit_fields(message, |_, field| {
         count += 1;
         if let (Field::Bytes(inner), true) = (field, depth < MAX_DEPTH) {

@@ -1,4 +1,4 @@
-//! The only waiter for children, and the only one to signal them.
+//! Waits for children and signals them; nothing else does.
 //!
 //! Promises: every child of this process is reaped (it is a subreaper, so orphans
 //! of containers are children too); an exit is timed when it is reaped; an exit
@@ -8,8 +8,8 @@
 //! done by one thread. That needs no pidfd, which Linux before 5.3 and
 //! some sandboxes lack, and no descriptor, of which there may be none left.
 //!
-//! Lacks on purpose: channels that could fill and subscribers that could lag. The
-//! ledger is a map that one thread owns.
+//! Lacks on purpose: channels that could fill, and subscribers that could lag. The ledger is
+//! a map that one thread owns.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -70,25 +70,25 @@ struct Ledger {
 /// Who waits for a child.
 struct Waiter {
     exit: oneshot::Sender<Exit>,
-    /// Shared with the [`Child`]: its pid may be anybody's from now on.
+    /// Shared with the [`Child`]: once it is set, another process may have the pid.
     reaped: Rc<Cell<bool>>,
 }
 
 /// A child of this process: its identity, and the means to signal it.
 #[derive(Debug)]
 pub struct Child {
-    /// Its pid; after its exit only a number to report.
+    /// Its pid. Once it is reaped, another process may have it.
     pub pid: i32,
     reaped: Rc<Cell<bool>>,
     #[cfg(test)]
     fake: Option<Rc<fake::Kernel>>,
 }
 
-/// A child that was spawned and is still on its way: dropped before it is known to run
-/// or to have ended, it is killed, with its process group if it leads one.
+/// A child that was spawned, and is not known to run its program or to have exited. Dropping
+/// it kills the child, with its process group if it leads one.
 #[derive(Debug)]
 pub struct Spawned {
-    /// `None` once somebody else has it, or it has ended.
+    /// `None` once it is handed over, or the child has exited.
     child: Option<Child>,
     leads_group: bool,
     exited: Exited,
@@ -118,7 +118,7 @@ impl Spawned {
         Ok((child, std::mem::replace(&mut self.exited, Exited::never())))
     }
 
-    /// Waits until the child has ended. An error when it could not run its program.
+    /// Waits until the child has exited. An error when it could not run its program.
     pub async fn ended(&mut self) -> io::Result<Exit> {
         let exit = (&mut self.exited).await;
         self.child = None;
@@ -131,7 +131,7 @@ impl Spawned {
     /// Kills the child, with its process group if it leads one.
     pub fn kill(&self) {
         let Some(child) = &self.child else { return };
-        // ESRCH: it has ended, and only has not been asked how.
+        // ESRCH: it has exited, and was not polled since.
         let _ = match self.leads_group {
             true => child.kill_group(),
             false => child.signal(SIGKILL),
@@ -158,15 +158,15 @@ impl Reaper {
         Self::default()
     }
 
-    /// Does `work` on an event loop that reaps. Orphans of what it spawns become
-    /// children of this process.
+    /// Does `work` on an event loop that reaps. Orphaned descendants become children of this
+    /// process.
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> io::Result<T> {
         let mut done = None;
         self.drive(pin!(async { done = Some(work.await) }))?;
         done.ok_or_else(|| io::Error::other("the event loop ended before its work"))
     }
 
-    /// As [`Reaper::block_on`], for work of one type: an event loop is much code.
+    /// As [`Reaper::block_on`], not generic: an event loop is much code.
     fn drive(&self, work: Pin<&mut dyn Future<Output = ()>>) -> io::Result<()> {
         nix::sys::prctl::set_child_subreaper(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -199,7 +199,7 @@ impl Reaper {
         }
     }
 
-    /// Reaps one child, whoever it is.
+    /// Reaps one child, any.
     #[cfg(not(test))]
     fn reap(&self) -> Option<(i32, u32)> {
         process::reap(-1).ok().flatten()
@@ -216,15 +216,15 @@ impl Reaper {
     fn record(&self, pid: i32, exit: Exit) {
         if let Some(waiter) = self.0.waiting.borrow_mut().remove(&pid) {
             waiter.reaped.set(true);
-            // A waiter that went away wants the exit no more.
+            // The waiter may be gone.
             let _ = waiter.exit.send(exit);
         } else if self.0.keepers.get() > 0 {
             self.0.unclaimed.borrow_mut().insert(pid, exit);
         }
     }
 
-    /// Spawns `command`, which dies (`SIGKILL`) with this thread. It leads a process group
-    /// of its own. All three of its stdio must be set.
+    /// Spawns `command` as the leader of a process group. It is killed (`SIGKILL`) when this
+    /// thread ends. All three of its stdio must be set.
     pub fn spawn(&self, mut command: Command) -> io::Result<Spawned> {
         process::die_with_parent(&mut command);
         command.process_group(0);
@@ -339,11 +339,11 @@ impl Exited {
     }
 }
 
-/// Sends `signal` to process `pid`, a child or not, if `is_meant` says that it is the one
-/// when no other can have its number any more. Whether it was sent.
+/// Sends `signal` to process `pid`, a child or not, if `is_meant`, called when a pidfd holds
+/// the process, says that it is the right one. Answers whether it was sent.
 ///
-/// Without pidfds (Linux before 5.3, some sandboxes) it is looked at just before: its
-/// number would have to be used again within microseconds, and pids are given in turn.
+/// Without pidfds (Linux before 5.3, some sandboxes) `is_meant` is called just before the
+/// signal: the pid would have to be reused within microseconds.
 pub fn signal_if(pid: i32, signal: i32, is_meant: impl FnOnce() -> bool) -> io::Result<bool> {
     let refused = |error: &io::Error| {
         let refusals = [Errno::ENOSYS, Errno::EPERM].map(|errno| Some(errno as i32));
@@ -373,10 +373,10 @@ pub fn signal_if(pid: i32, signal: i32, is_meant: impl FnOnce() -> bool) -> io::
     }
 }
 
-/// Most processes that [`descendants`] finds.
-const DESCENDANTS: usize = 4096;
+/// How many processes [`descendants`] finds, at most.
+const MAX_DESCENDANTS: usize = 4096;
 
-/// A process that somebody in a container has forked.
+/// A process that another process of a container has forked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Descendant {
     pid: i32,
@@ -384,14 +384,15 @@ pub struct Descendant {
     start: u64,
 }
 
-/// Whom `pids` have forked, and so on, parents first. Orphans are not found.
+/// The children of processes `pids`, their children, and so on; parents come first. Orphans are
+/// not found.
 pub fn descendants(pids: &[i32]) -> Vec<Descendant> {
     let mut found: Vec<Descendant> = Vec::new();
     let mut parents = pids.to_vec();
     let mut seen: HashSet<i32> = pids.iter().copied().collect();
     while let Some(parent) = parents.pop() {
         for pid in children(parent) {
-            if found.len() >= DESCENDANTS {
+            if found.len() >= MAX_DESCENDANTS {
                 return found;
             }
             if let Some((of, start)) = parent_and_start(pid)
@@ -421,14 +422,14 @@ fn children(pid: i32) -> Vec<i32> {
 /// The parent of process `pid`, and when it was forked.
 fn parent_and_start(pid: i32) -> Option<(i32, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may be anything. After it come the fields from the third on.
+    // The name, in parentheses, may hold any character. After it comes the third field.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let parent = fields.nth(1)?.parse().ok()?;
     Some((parent, fields.nth(17)?.parse().ok()?))
 }
 
 impl Descendant {
-    /// Sends it `signal`, and no other process, even if its parent is gone.
+    /// Sends `signal` to it, even if its parent is gone, and to no other process.
     pub fn signal(&self, signal: i32) {
         let is_meant = || parent_and_start(self.pid).is_some_and(|(_, start)| start == self.start);
         if let Err(error) = signal_if(self.pid, signal, is_meant) {
@@ -441,7 +442,7 @@ impl Future for Exited {
     type Output = Exit;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Exit> {
-        // The ledger keeps every sender until it has sent, so there is no other end.
+        // The ledger keeps each sender until it has sent: an error does not happen.
         match Pin::new(&mut self.0).poll(cx) {
             Poll::Ready(Ok(exit)) => Poll::Ready(exit),
             Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
@@ -560,7 +561,7 @@ mod tests {
     }
 }
 
-/// Processes that a test plays, so that a schedule is what the test says it is.
+/// Processes that exist only in a test, which decides about their order.
 #[cfg(test)]
 pub mod fake {
     use std::cell::{Cell, RefCell};

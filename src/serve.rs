@@ -1,9 +1,8 @@
-//! The long-lived server: wires the parts together, owns its signals and the order in
-//! which it ends.
+//! The server: connects the parts, handles its signals, and ends in order.
 //!
-//! It ends for four reasons only: Shutdown without a container, half a minute without
-//! client and container, SIGTERM, SIGINT. Containers outlive the latter two: whoever sends
-//! them cleans up. SIGUSR1 has its state written to the log.
+//! It ends for four reasons only: Shutdown without a container, half a minute without client
+//! and container, SIGTERM, SIGINT. After SIGTERM and SIGINT the containers keep running. On
+//! SIGUSR1 it logs its state.
 
 use std::future::Future;
 use std::os::unix::net::UnixListener;
@@ -27,10 +26,10 @@ use crate::stdio;
 use crate::sys;
 use crate::task::{Shared, Tasks};
 
-/// The listening socket that `start` leaves open for the server.
-const LISTENER: i32 = 3;
-/// How long a server that never had a container waits for a client. containerd dials
-/// milliseconds after `start` has answered; a `start` that was killed leaves nobody.
+/// The descriptor of the listening socket that `start` leaves open for the server.
+const LISTENER_FD: i32 = 3;
+/// How long a server that never had a container waits for a client. containerd connects
+/// milliseconds after `start` has replied; after a `start` that was killed nobody does.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long after the last request the server gives back the memory that only requests need.
 const IDLE_DELAY: Duration = Duration::from_millis(100);
@@ -44,11 +43,11 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 const SHUTDOWN_TIMEOUT_WITHOUT_CONTAINERD: Duration = Duration::from_secs(1);
 
 /// Serves until there is nothing left to serve.
-// Not in the frame of `main`, which the server has on its stack for ever.
+// Not inlined: the frame of `main` stays on the server's stack.
 #[inline(never)]
 pub fn run(flags: &Flags) -> Result<()> {
     let bundle = Bundle::at(std::env::current_dir().context(|| "get the working directory")?);
-    // Without its log a server is still worth having.
+    // A server without its log still works.
     let _ = crate::log::init(&bundle.log(), flags.debug, &flags.id, &flags.namespace);
     let listener = listener(&flags.socket)?;
     if let Err(error) = sys::process::raise_descriptor_limit() {
@@ -63,10 +62,10 @@ pub fn run(flags: &Flags) -> Result<()> {
 /// The socket to serve on: the one that `start` left open, or one at `path`.
 fn listener(path: &str) -> Result<UnixListener> {
     if path.is_empty() {
-        let inherited = sys::fd::take_inherited(LISTENER);
+        let inherited = sys::fd::take_inherited(LISTENER_FD);
         return inherited
             .map(UnixListener::from)
-            .context(|| format!("take over the listening socket (descriptor {LISTENER})"));
+            .context(|| format!("take over the listening socket (descriptor {LISTENER_FD})"));
     }
     match socket::claim(Path::new(path)).context(|| format!("listen on {path}"))? {
         Claim::Ours(listener) => Ok(listener),
@@ -111,8 +110,8 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         _ = interrupt.recv() => log::info!("shim exits: SIGINT; containers keep running"),
     }
     server.close();
-    // Events first: their clients see them before they see the shim go.
-    deliver_last(&events).await;
+    // Events first: containerd gets them before it sees the connection close.
+    forward_last_events(&events).await;
     bounded(
         "send the last responses",
         SHUTDOWN_TIMEOUT,
@@ -123,7 +122,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     Ok(())
 }
 
-/// What this server is and where; the OCI runtime is known from Create on.
+/// Logs what this server is. The OCI runtime is known from Create on.
 fn log_start() {
     if !log::log_enabled!(log::Level::Debug) {
         return;
@@ -149,7 +148,7 @@ async fn release_memory_when_idle(services: Rc<Services>) {
     }
 }
 
-/// Writes to the log what there is to know of a server that seems stuck.
+/// Logs the state of the server, for people to whom it seems stuck.
 fn report(services: &Services, events: &Events) {
     for (id, line) in services.report() {
         log::info!(id; "SIGUSR1: {line}");
@@ -157,7 +156,7 @@ fn report(services: &Services, events: &Events) {
     log::info!("SIGUSR1: {} events are queued", events.waiting());
 }
 
-async fn deliver_last(events: &Events) {
+async fn forward_last_events(events: &Events) {
     if timeout(SHUTDOWN_TIMEOUT_WITHOUT_CONTAINERD, events.drained())
         .await
         .is_ok()

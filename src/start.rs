@@ -1,13 +1,12 @@
-//! `start`: makes the server for a container, or finds the one of its pod, and
-//! tells containerd where it listens.
+//! `start`: starts the server of a container, or finds the one of its pod, and tells
+//! containerd where it listens.
 //!
-//! Promises: every daemon from 1.6 on gets the reply it can read; nothing else is
-//! written to stdout, and nothing to stderr on success; the server listens before
-//! the reply is out, and has no descriptor of this process but its socket; of many
-//! starts in a pod one makes the server; a failure leaves neither socket nor server.
+//! Promises: each containerd from 1.6 on gets a reply that it can read. Nothing else is
+//! written to stdout, and nothing to stderr on success. The socket is listening before the
+//! reply is written. The server inherits no descriptor but its socket. Of many starts in a
+//! pod, one starts the server. A failure leaves neither socket nor server.
 //!
-//! Lacks on purpose: being a subreaper, since nothing started here has children;
-//! waiting for the server, whose socket takes connections before it runs.
+//! Lacks on purpose: waiting for the server, whose socket accepts connections before it runs.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -36,13 +35,13 @@ const GROUP_ANNOTATIONS: [&str; 2] = [
     "io.kubernetes.cri.sandbox-id",
 ];
 
-/// `LOG_LEVEL_DEBUG` of `BootstrapParams`; what is below it says even more.
+/// `LOG_LEVEL_DEBUG` of `BootstrapParams`; lower levels log more.
 const DEBUG_LEVEL: i32 = -4;
 
-/// How the daemon wants to be answered.
+/// The form of the reply that this containerd understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dialect {
-    /// A bare address, which every daemon takes, and means task API version 2.
+    /// A bare address, which every containerd understands. It means task API version 2.
     Plain,
     /// JSON with version 3: containerd 2.0 to 2.2, on demand.
     Json,
@@ -50,7 +49,7 @@ enum Dialect {
     Protobuf,
 }
 
-/// What the daemon asks for, in whichever dialect.
+/// What containerd asks for, in any dialect.
 #[derive(Debug, PartialEq, Eq)]
 struct Request {
     dialect: Dialect,
@@ -85,10 +84,10 @@ fn start(flags: &Flags, request: &Request, bundle: &Bundle, output: &mut impl Wr
         }
         Claim::Ours(listener) => {
             let started = start_server(flags, request, bundle, &listener)
-                .and_then(|server| settle(&server, request, bundle, &path, output));
+                .and_then(|server| finish(&server, request, bundle, &path, output));
             if started.is_err() {
-                // As long as we listen, too, nobody takes the socket for a dead one's
-                // and replaces it: this is ours. The failure itself is the better news.
+                // This process still listens on it, so that nobody has replaced it. If it cannot
+                // be removed, the first failure says more.
                 let _ = fs::remove_file(&path);
             }
             started
@@ -96,7 +95,7 @@ fn start(flags: &Flags, request: &Request, bundle: &Bundle, output: &mut impl Wr
     }
 }
 
-/// The pod's name: what a group annotation says, even if that is nothing, else `id`.
+/// The pod's name: the value of a group annotation, even if it is empty, else `id`.
 fn group<'a>(spec: &'a Spec, id: &'a str) -> &'a str {
     let mut found = GROUP_ANNOTATIONS.iter().map(|a| spec.annotations.get(*a));
     found
@@ -105,8 +104,8 @@ fn group<'a>(spec: &'a Spec, id: &'a str) -> &'a str {
 }
 
 impl Request {
-    /// Tells the dialects apart: the runtime options that old daemons send also decode
-    /// as `BootstrapParams`, with a type's name for an id.
+    /// Tells the dialects apart: the runtime options that containerd before 2.3 sends also
+    /// decode as `BootstrapParams`, with a type's name as the ID.
     fn decode(flags: &Flags, input: &[u8]) -> Result<Request> {
         match BootstrapParams::parse_from_bytes(input) {
             Ok(params) if params.instance_id == flags.id && params.namespace == flags.namespace => {
@@ -123,8 +122,8 @@ impl Request {
             dialect: Dialect::Protobuf,
             debug: flags.debug || params.log_level.value() <= DEBUG_LEVEL,
             options: Options::decode(options)?,
-            grpc_address: either(params.containerd_grpc_address, &flags.address),
-            ttrpc_address: either(params.containerd_ttrpc_address, &flags.ttrpc_address),
+            grpc_address: non_empty(params.containerd_grpc_address, &flags.address),
+            ttrpc_address: non_empty(params.containerd_ttrpc_address, &flags.ttrpc_address),
             socket_dir: params.socket_dir.filter(|dir| !dir.is_empty()),
         })
     }
@@ -145,16 +144,16 @@ impl Request {
         })
     }
 
-    /// Which version of the Task service the daemon is to speak with the live server at
-    /// `path`. If that does not say: the one that it would with a server of ours.
+    /// The version of the Task service for containerd and the live server at `path`. If the
+    /// server does not answer: the version for a server of this shim.
     fn version_of_server(&self, flags: &Flags, path: &Path) -> Result<Version> {
         let versions = match self.dialect.version() {
             Version::V2 => [Version::V2, Version::V3],
             Version::V3 => [Version::V3, Version::V2],
         };
-        let spoken = probe::first_spoken(path, &flags.namespace, &flags.id, versions)
+        let supported = probe::first_supported(path, &flags.namespace, &flags.id, versions)
             .context(|| format!("query the server at {}", path.display()))?;
-        let version = spoken.unwrap_or(versions[0]);
+        let version = supported.unwrap_or(versions[0]);
         if (self.dialect, version) == (Dialect::Plain, Version::V3) && !flags.knows_json {
             return Err(Error::new(
                 Kind::Unimplemented,
@@ -168,7 +167,7 @@ impl Request {
         Ok(version)
     }
 
-    /// Answers that the server listens at `path` and speaks `version`.
+    /// Replies that the server listens at `path` and serves `version`.
     fn reply(
         &self,
         bundle: &Bundle,
@@ -177,7 +176,7 @@ impl Request {
         output: &mut impl Write,
     ) -> Result<()> {
         let address = socket::address(path);
-        // 1.6 and 1.7 find the server again by this file; later ones write their own.
+        // containerd 1.6 and 1.7 read this file when they restart; later ones write their own.
         if self.dialect != Dialect::Protobuf {
             bundle.write_address(&address)?;
         }
@@ -189,7 +188,7 @@ impl Request {
     }
 }
 
-fn either(first: String, second: &str) -> String {
+fn non_empty(first: String, second: &str) -> String {
     match first.is_empty() {
         true => second.to_owned(),
         false => first,
@@ -197,7 +196,7 @@ fn either(first: String, second: &str) -> String {
 }
 
 impl Dialect {
-    /// The version of a server of ours that the daemon gets to know.
+    /// The version of the Task service that containerd uses with a server of this shim.
     fn version(self) -> Version {
         match self {
             Dialect::Plain => Version::V2,
@@ -212,7 +211,7 @@ impl Dialect {
         };
         match (self, version) {
             (Dialect::Plain, Version::V2) => Ok(address.into_bytes()),
-            // Nothing else tells version 3.
+            // Only JSON can tell a containerd before 2.3 of version 3.
             (Dialect::Plain, Version::V3) | (Dialect::Json, _) => {
                 let reply =
                     serde_json::json!({"version": number, "address": address, "protocol": "ttrpc"});
@@ -265,37 +264,37 @@ fn start_server(
         .context(|| "start the server")
 }
 
-/// This executable again: by its path, so that it has its name in a listing of
-/// processes; if an upgrade has taken that away, by what the kernel still holds.
+/// This executable: by its path, so that `ps` shows its name; if an upgrade has removed that
+/// file, by the link to it in `/proc`.
 fn this_program() -> Result<Command> {
-    const HELD: &str = "/proc/self/exe";
-    let path = fs::read_link(HELD).context(|| format!("read {HELD}"))?;
+    const EXECUTABLE: &str = "/proc/self/exe";
+    let path = fs::read_link(EXECUTABLE).context(|| format!("read {EXECUTABLE}"))?;
     if path.exists() {
         return Ok(Command::new(path));
     }
     let path = path.to_string_lossy();
-    let mut command = Command::new(HELD);
+    let mut command = Command::new(EXECUTABLE);
     command.arg0(path.trim_end_matches(" (deleted)"));
     Ok(command)
 }
 
-/// What a server needs from outside before containerd may know of it; it does
-/// not outlive a failure.
-fn settle(
+/// Moves the server to its cgroup, adjusts its OOM score, and replies. On failure the server
+/// is killed.
+fn finish(
     server: &Child,
     request: &Request,
     bundle: &Bundle,
     path: &Path,
     output: &mut impl Write,
 ) -> Result<()> {
-    let settled = join_cgroup(&request.options, server.pid)
+    let finished = join_cgroup(&request.options, server.pid)
         .and_then(|()| adjust_oom_score(server.pid))
         .and_then(|()| request.reply(bundle, path, request.dialect.version(), output));
-    if settled.is_err() {
-        // It fails only when the server is gone already.
+    if finished.is_err() {
+        // This fails only if the server has exited.
         let _ = server.signal(Signal::SIGKILL as i32);
     }
-    settled
+    finished
 }
 
 fn join_cgroup(options: &Options, pid: i32) -> Result<()> {
@@ -306,8 +305,7 @@ fn join_cgroup(options: &Options, pid: i32) -> Result<()> {
         .map_err(|e| e.within(format!("join cgroup {}", options.shim_cgroup)))
 }
 
-/// Makes the kernel choose the server just before containerd, this process's
-/// parent, when memory runs out.
+/// Makes the OOM killer choose the server before containerd, which is this process's parent.
 fn adjust_oom_score(pid: i32) -> Result<()> {
     let of_parent = oom_score_file(parent_id());
     let score =
@@ -315,7 +313,7 @@ fn adjust_oom_score(pid: i32) -> Result<()> {
     let score = oom_score_above(&score).context(|| format!("parse {}", of_parent.display()))?;
     let of_server = oom_score_file(pid as u32);
     match fs::write(&of_server, score.to_string()) {
-        // Without privilege a score can only be raised: ours may be above already.
+        // Without privilege a score can only be raised: the server's may be higher already.
         Err(e) if e.kind() == ErrorKind::PermissionDenied => Ok(()),
         result => result.context(|| format!("write {}", of_server.display())),
     }

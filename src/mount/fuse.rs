@@ -51,7 +51,7 @@ impl<'a> Helper<'a> {
         reaper: &Reaper,
         cancel: &Cancel,
     ) -> Result<()> {
-        // Not a pipe: a file system's daemon may keep it open for good.
+        // Not a pipe: a file system's process may keep it open for ever.
         let said = sys::fd::memory_file(c"mount.fuse", &std::env::temp_dir())
             .context(|| "create a file for the helper's output")?;
         let output = || said.try_clone().context(|| "duplicate a descriptor");
@@ -67,20 +67,20 @@ impl<'a> Helper<'a> {
             .stderr(output()?);
         let operation = || format!("run {}", self.program);
         let mut helper = reaper.spawn(command).context(operation)?;
-        // One that is cut short is killed as it is dropped.
+        // Dropping it kills the helper.
         let ended = cancel.unless(helper.ended()).await;
         match ended.context(operation)?.context(operation)?.status {
             0 => Ok(()),
             status => Err(Error::unknown(format!(
                 "{} exited with {status}: {}",
                 self.program,
-                beginning(&said)
+                first_kilobyte(&said)
             ))),
         }
     }
 }
 
-/// The target as a plain path, for a program that is to find it by itself.
+/// The target as a plain path, for the helper.
 async fn resolve(rootfs: &Path, path: &str) -> Result<PathBuf> {
     let (rootfs, path) = (rootfs.to_owned(), path.to_owned());
     blocking::run(move || {
@@ -94,10 +94,10 @@ async fn resolve(rootfs: &Path, path: &str) -> Result<PathBuf> {
     .await?
 }
 
-/// The first kilobyte of what the helper said.
-fn beginning(said: &File) -> String {
+/// The first kilobyte of the helper's output.
+fn first_kilobyte(output: &File) -> String {
     let mut text = [0; 1024];
-    let length = said.read_at(&mut text, 0).unwrap_or(0);
+    let length = output.read_at(&mut text, 0).unwrap_or(0);
     String::from_utf8_lossy(&text[..length]).trim().to_owned()
 }
 
@@ -118,7 +118,7 @@ mod tests {
         }
     }
 
-    /// Has `program` mount, and says what came of it and where it was to mount.
+    /// Has `program` mount. Answers the outcome and the target.
     fn mounted_by(program: &'static str) -> (Result<()>, PathBuf) {
         let helper = Helper { program, kind: "x" };
         let dir = tempfile::tempdir().unwrap();

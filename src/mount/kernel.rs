@@ -1,4 +1,4 @@
-//! One mount, by the kernel's own means. Everything here may block.
+//! One mount by system calls. Everything here may block.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -16,13 +16,13 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{SysconfVar, fchdir, sysconf};
 
 use super::Mount;
-use super::options::Options;
+use super::options::MountOptions;
 use crate::error::{Context, Error, Result};
 use crate::sys::mount as sys;
 
 const NOTHING: Option<&str> = None;
 
-/// Where a mount goes: a path below a root that may hold anybody's symlinks.
+/// Where a mount goes: a path below a root that may hold symlinks of the container.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     /// The root file system.
@@ -32,8 +32,8 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// For messages: the path as it was asked for.
-    pub fn shown(&self) -> PathBuf {
+    /// The path as it was asked for, for messages.
+    pub fn display_path(&self) -> PathBuf {
         match self.path.trim_start_matches('/') {
             "" => self.rootfs.to_owned(),
             path => self.rootfs.join(path),
@@ -112,13 +112,13 @@ pub fn fd_path(fd: &OwnedFd) -> PathBuf {
 }
 
 /// Mounts `wanted` below `rootfs`. The working directory may change while it runs,
-/// so the calling thread must be one that shares it with nobody ([`own_directory`]).
+/// so the calling thread must not share it with others ([`own_directory`]).
 pub fn mount_one(wanted: &Mount, rootfs: &Path) -> Result<()> {
     let target = Target {
         rootfs,
         path: &wanted.target,
     };
-    Options::parse(&wanted.options)
+    MountOptions::parse(&wanted.options)
         .and_then(|options| mount_with(wanted, options, target))
         .map_err(|error| error.within(wanted.described(rootfs)))
 }
@@ -128,7 +128,7 @@ pub fn own_directory() -> nix::Result<()> {
     unshare(CloneFlags::CLONE_FS)
 }
 
-fn mount_with(wanted: &Mount, mut options: Options, target: Target<'_>) -> Result<()> {
+fn mount_with(wanted: &Mount, mut options: MountOptions, target: Target<'_>) -> Result<()> {
     let users = match &options.id_maps {
         Some((uids, gids)) => Some(
             sys::user_namespace(uids, gids)
@@ -161,7 +161,7 @@ fn mount_with(wanted: &Mount, mut options: Options, target: Target<'_>) -> Resul
     }
 }
 
-fn mount_plainly(wanted: &Mount, options: &mut Options, target: Target<'_>) -> Result<()> {
+fn mount_plainly(wanted: &Mount, options: &mut MountOptions, target: Target<'_>) -> Result<()> {
     let mut directory = None;
     if wanted.kind == "overlay" && is_long(options) {
         directory = options.compact_lower_dirs();
@@ -202,13 +202,13 @@ fn page_size() -> usize {
 }
 
 /// Whether the data comes near what `mount(2)` takes.
-fn is_long(options: &Options) -> bool {
+fn is_long(options: &MountOptions) -> bool {
     let size: usize = options.data.iter().map(|option| option.len() + 1).sum();
     size >= page_size() - 512
 }
 
 /// The data as one string; the kernel would silently cut what exceeds a page.
-fn joined(options: &Options) -> Result<Option<String>> {
+fn joined(options: &MountOptions) -> Result<Option<String>> {
     let data = options.data.join(",");
     if data.len() >= page_size() {
         return Err(Error::invalid(format!(
@@ -277,10 +277,10 @@ fn map_in_place(target: Target<'_>, users: &OwnedFd) -> io::Result<()> {
 ///
 /// Overlay takes paths, so the mapped copies must be mounted somewhere. They are
 /// in a mount namespace that only this thread is in, and only until it leaves:
-/// whatever happens, nothing of them stays, and nobody else sees them.
+/// they are not visible to others, and do not remain.
 fn mount_mapped_overlay(
     wanted: &Mount,
-    options: Options,
+    options: MountOptions,
     target: Target<'_>,
     users: &OwnedFd,
 ) -> Result<()> {
@@ -300,7 +300,7 @@ fn mount_mapped_overlay(
 /// Makes that overlay, attached nowhere, in a mount namespace of the caller's own.
 fn detached_overlay(
     wanted: &Mount,
-    mut options: Options,
+    mut options: MountOptions,
     scratch: &Path,
     users: &OwnedFd,
 ) -> Result<OwnedFd> {

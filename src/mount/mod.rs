@@ -1,12 +1,12 @@
-//! A container's mounts: what containerd asks for, on the bundle's `rootfs`, and
-//! their end.
+//! A container's mounts on the bundle's `rootfs`, as containerd asks for them, and their
+//! unmounting.
 //!
 //! Promises: mounts are made in the order asked; when one fails, all are undone and
 //! the error names type, source, target and cause. A hung file system holds up one
 //! short-lived thread and its caller, never the server.
 //!
-//! Lacks on purpose: making missing targets, detaching what is busy while a client waits
-//! for the answer (`delete` does, in the end), and `fusermount`: who may mount may unmount.
+//! Lacks on purpose: creating missing targets; detaching a busy mount while a client waits for
+//! the answer (`delete` does that at last); `fusermount`, which root does not need.
 
 mod fuse;
 mod kernel;
@@ -23,10 +23,10 @@ use crate::error::{Context, Error, Result};
 use crate::reaper::Reaper;
 
 /// How long busy mounts are tried again.
-const BUSY_LIMIT: Duration = Duration::from_millis(2500);
+const BUSY_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// How long an unmount may take past its limit before what is mounted is detached.
-const BLOCKED_LIMIT: Duration = Duration::from_millis(200);
+const BLOCKED_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// One rootfs mount as containerd asks for it (`containerd.types.Mount`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct Mount {
     pub source: String,
     /// Sub-path inside the rootfs, resolved safely against symlinks; empty: the rootfs.
     pub target: String,
-    /// Words as in fstab.
+    /// Options as in fstab(5).
     pub options: Vec<String>,
 }
 
@@ -46,16 +46,16 @@ impl Mount {
     fn described(&self, rootfs: &Path) -> impl Display {
         let Self { kind, source, .. } = self;
         let path = &self.target;
-        let target = kernel::Target { rootfs, path }.shown();
+        let target = kernel::Target { rootfs, path }.display_path();
         format!("mount {kind} {source} on {}", target.display())
     }
 }
 
-/// Mounts all, in order, on `rootfs` (off the main thread). When one fails, those
-/// before it are undone, and with them whatever else is at or below `rootfs`.
+/// Mounts all, in order, on `rootfs` (off the main thread). When one fails, everything at and
+/// below `rootfs` is unmounted.
 ///
-/// `cancel` ends a FUSE helper. A mount(2) that hangs nothing can end: run it to its end
-/// all the same, for dropped it undoes nothing.
+/// `cancel` ends a FUSE helper. Nothing can end a mount(2) that hangs. Do not drop this future:
+/// it would undo nothing.
 pub async fn mount_all(
     mounts: Vec<Mount>,
     rootfs: &Path,
@@ -106,7 +106,7 @@ async fn mount_each(
 /// Unmounts everything at and below `rootfs`, the latest first, with retries (off the
 /// main thread). No `rootfs`, or nothing mounted there, is no error.
 pub async fn unmount_all(rootfs: &Path) -> Result<()> {
-    unmount_all_within(rootfs, BUSY_LIMIT).await
+    unmount_all_within(rootfs, BUSY_TIMEOUT).await
 }
 
 async fn unmount_all_within(rootfs: &Path, limit: Duration) -> Result<()> {
@@ -119,7 +119,7 @@ async fn unmount_all_within(rootfs: &Path, limit: Duration) -> Result<()> {
 pub async fn unmount_or_detach(rootfs: &Path, limit: Duration) -> Result<()> {
     let unmounted = unmount_all_within(rootfs, limit);
     // The kernel may not return from a dead file system.
-    let unmounted = tokio::time::timeout(limit + BLOCKED_LIMIT, unmounted).await;
+    let unmounted = tokio::time::timeout(limit + BLOCKED_TIMEOUT, unmounted).await;
     let late = || {
         Error::unknown(format!(
             "unmount {}: not done within {limit:?}",
@@ -138,7 +138,7 @@ pub async fn unmount_or_detach(rootfs: &Path, limit: Duration) -> Result<()> {
     }
 }
 
-/// Tests mount for real, where nobody else sees it.
+/// Unit tests mount in a mount namespace of their own.
 #[cfg(test)]
 mod tests {
     use super::*;

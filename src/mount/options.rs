@@ -1,4 +1,4 @@
-//! What the words of a mount's options mean. Pure.
+//! The meaning of a mount's options. Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -6,9 +6,9 @@ use nix::mount::MsFlags;
 
 use crate::error::{Error, Result};
 
-/// Options sorted by who understands them.
+/// MountOptions, by what they apply to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
+pub struct MountOptions {
     /// For the mount itself.
     pub flags: MsFlags,
     /// For a second call: whether mounts spread from and to it.
@@ -21,7 +21,7 @@ pub struct Options {
     pub id_maps: Option<(String, String)>,
 }
 
-/// Options that set (true) or clear (false) flags.
+/// MountOptions that set (true) or clear (false) flags.
 const FLAGS: &[(&str, bool, MsFlags)] = &[
     ("async", false, MsFlags::MS_SYNCHRONOUS),
     ("atime", false, MsFlags::MS_NOATIME),
@@ -50,7 +50,7 @@ const FLAGS: &[(&str, bool, MsFlags)] = &[
     ("sync", true, MsFlags::MS_SYNCHRONOUS),
 ];
 
-/// Options that are about propagation; with an `r` before them, of mounts below too.
+/// MountOptions that are about propagation; with an `r` before them, of mounts below too.
 const PROPAGATION: &[(&str, MsFlags)] = &[
     ("private", MsFlags::MS_PRIVATE),
     ("shared", MsFlags::MS_SHARED),
@@ -58,7 +58,7 @@ const PROPAGATION: &[(&str, MsFlags)] = &[
     ("unbindable", MsFlags::MS_UNBINDABLE),
 ];
 
-impl Options {
+impl MountOptions {
     /// Sorts `words`. An error for options meant for containerd's mount manager,
     /// and for id maps that are none.
     pub fn parse(words: &[String]) -> Result<Self> {
@@ -89,7 +89,7 @@ impl Options {
                 options.data.push(word.clone());
             }
         }
-        // As containerd has it: one map without the other maps nothing.
+        // As containerd does: one map without the other maps nothing.
         options.id_maps = uid_map.zip(gid_map);
         Ok(options)
     }
@@ -167,9 +167,9 @@ fn id_map(text: &str) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn parse(words: &[&str]) -> Options {
+    fn parse(words: &[&str]) -> MountOptions {
         let words: Vec<String> = words.iter().map(|w| w.to_string()).collect();
-        Options::parse(&words).unwrap()
+        MountOptions::parse(&words).unwrap()
     }
 
     #[test]
@@ -226,7 +226,11 @@ mod tests {
 
     #[test]
     fn what_nobody_can_do_is_an_error() {
-        let error = |word: &str| Options::parse(&[word.to_string()]).unwrap_err().to_string();
+        let error = |word: &str| {
+            MountOptions::parse(&[word.to_string()])
+                .unwrap_err()
+                .to_string()
+        };
         assert_eq!(
             error("X-containerd.mkfs.fs=ext4"),
             "internal mount option \"X-containerd.mkfs.fs=ext4\" was not consumed by the mount manager"

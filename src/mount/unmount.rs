@@ -11,7 +11,7 @@ use crate::error::{Context, Result};
 use crate::sys::mount::each_mount;
 
 /// The pause before busy mounts are tried again.
-const PAUSE: Duration = Duration::from_millis(50);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Unmounts everything at and below `rootfs`, the latest mount first, since it may
 /// cover all others. Nothing there, or no `rootfs` at all, is no error. Busy mounts are
@@ -25,24 +25,24 @@ pub fn unmount_below(rootfs: &Path, deadline: Instant) -> Result<()> {
         let points = points_below(&rootfs).context(|| "read mountinfo")?;
         let pass = unmount_each(&points);
         match pass.failure {
-            Some((Errno::EBUSY, _)) if Instant::now() + PAUSE < deadline => {
-                // The kernel tells nobody when a mount is busy no more.
+            Some((Errno::EBUSY, _)) if Instant::now() + BUSY_PAUSE < deadline => {
+                // The kernel has no event for the end of a mount's use.
                 #[allow(clippy::disallowed_methods)]
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(BUSY_PAUSE);
             }
             Some((cause, point)) => {
                 return Err(cause).context(|| format!("unmount {}", point.display()));
             }
             None if pass.unmounted == points.len() => return Ok(()),
-            // What was hidden may be seen now.
+            // An unmount may uncover other mounts.
             None if pass.unmounted > 0 => {}
             None => return Ok(()),
         }
     }
 }
 
-/// Detaches everything at and below `rootfs`: nobody finds it there any more, and it goes
-/// away when nobody uses it any more. Asks no file system, and so does not block.
+/// Detaches everything at and below `rootfs`: it is not found there any more, and is unmounted
+/// when its last user is gone. Calls no file system, and so does not block.
 pub fn detach_below(rootfs: &Path) -> Result<()> {
     let (Some(parent), Some(name)) = (rootfs.parent(), rootfs.file_name()) else {
         return Ok(());
@@ -55,7 +55,7 @@ pub fn detach_below(rootfs: &Path) -> Result<()> {
     for point in points.iter().rev() {
         let flags = MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH;
         match umount2(point.as_path(), flags) {
-            // It went away with another one.
+            // It was detached with another one.
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             failed => failed.context(|| format!("detach {}", point.display()))?,
         }
@@ -63,7 +63,7 @@ pub fn detach_below(rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What came of one attempt at some mounts.
+/// The outcome of one attempt at some mounts.
 struct Pass<'a> {
     unmounted: usize,
     /// The first failure, which is the cause of those of the mounts beneath.
@@ -79,7 +79,7 @@ fn unmount_each(points: &[PathBuf]) -> Pass<'_> {
     for point in points.iter().rev() {
         match umount2(point.as_path(), MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => pass.unmounted += 1,
-            // It is no mount point (any more), or went away with its directory.
+            // It is not a mount point any more, or was removed with its directory.
             Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(cause) => {
                 pass.failure.get_or_insert((cause, point));

@@ -1,8 +1,8 @@
 //! State of a container that its OCI runtime cannot read any more: a full disk or a crash
-//! left it empty or cut off. The runtime then refuses to forget the container, for ever.
+//! left it empty or truncated. The runtime then never deletes the container.
 //!
-//! Lacks on purpose: looking at whether processes of the container are left. Whoever calls
-//! knows that none are.
+//! Lacks on purpose: a check whether processes of the container are left. The caller knows
+//! that none are.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ const STATE_FILES: [&str; 2] = ["state.json", "status"];
 /// Removes directory `id` below `root`, a container's state, if that cannot be read.
 /// Whether it did.
 pub fn remove_unreadable(root: &Path, id: &str) -> io::Result<bool> {
-    // Nothing but a name: this directory is removed with all that is in it.
+    // It must be a plain name: this directory is removed with all that is in it.
     let mut parts = Path::new(id).components();
     if !matches!(
         (parts.next(), parts.next()),

@@ -1,7 +1,7 @@
-//! One invocation of an OCI runtime: spawned from the main thread, awaited as a child
-//! (never by the end of its output, which a container may hold open), and its failure
-//! reported in the words of this invocation's own log. One that has to be cut short is
-//! killed with its process group.
+//! One invocation of an OCI runtime. It is spawned from the main thread and awaited as a
+//! child, not by the end of its output: a container may keep that open. A failure is reported
+//! with the text of this invocation's own log. An invocation that is cut short is killed with
+//! its process group.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -18,43 +18,43 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::reaper::{Reaper, Spawned};
 use crate::sys;
 
-/// Most of a command's output or log that is read back, in bytes.
-const OUTPUT_LIMIT: u64 = 1 << 20;
+/// How much of a command's output or log is read back, in bytes.
+const MAX_OUTPUT: u64 = 1 << 20;
 
-/// How long to wait for the end of a command that was killed. One that the kernel does
-/// not let die, such as one that waits for a dead file system, is left behind.
+/// How long to wait for the exit of a command that was killed. One that the kernel does not
+/// let die, for example in a call to a dead file system, is left behind.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where the runtime's own stdout and stderr go.
 pub enum Output {
     /// Into memory, to be read when the command has ended.
     Captured,
-    /// To the container, as already set on the command.
-    Given,
+    /// To the container's stdio, which is set on the command.
+    Container,
 }
 
 /// Why a command failed.
 pub enum Failure {
     /// It could not be started.
     Spawn(Error),
-    /// It ended with another status than 0; the text is the runtime's own.
+    /// It exited with another status than 0; the text is the runtime's own.
     Exit(String),
-    /// It was killed, as its request was cut short.
-    Cut(Cause),
+    /// It was killed, since its request was cut short.
+    Killed(Cause),
 }
 
-/// What the log says of a command. Its environment and what is in its files are not logged:
-/// they may hold secrets.
-pub struct About<'a> {
+/// The fields of a command's log lines. Its environment and its files are not logged: they may
+/// hold secrets.
+pub struct CommandLog<'a> {
     verb: &'a str,
     id: &'a str,
     exec: &'a str,
     /// Empty unless they are to be logged.
     arguments: String,
-    begun: Instant,
+    started_at: Instant,
 }
 
-impl<'a> About<'a> {
+impl<'a> CommandLog<'a> {
     /// Of `command`, which is complete and about to run for container `id`.
     pub fn new(verb: &'a str, id: &'a str, exec: &'a str, command: &Command) -> Self {
         let mut arguments = String::new();
@@ -69,14 +69,14 @@ impl<'a> About<'a> {
             id,
             exec,
             arguments,
-            begun: Instant::now(),
+            started_at: Instant::now(),
         }
     }
 
     fn log_exit(&self, name: &Path, status: u32) {
         log::debug!(
             exit_status = status,
-            duration:? = self.begun.elapsed(),
+            duration:? = self.started_at.elapsed(),
             id = self.id,
             exec = self.exec;
             "OCI runtime: {}{}",
@@ -87,7 +87,7 @@ impl<'a> About<'a> {
 
     fn log_killed(&self, name: &Path, cause: Cause) {
         log::warn!(
-            duration:? = self.begun.elapsed(),
+            duration:? = self.started_at.elapsed(),
             id = self.id,
             exec = self.exec;
             "OCI runtime {} {}: killed: {cause}",
@@ -97,12 +97,11 @@ impl<'a> About<'a> {
     }
 }
 
-/// A file in memory that a runtime opens by its path: nothing is left of it, and no disk
-/// can be too full for it.
+/// A file in memory that a runtime opens by its path: it needs no disk and leaves nothing.
 pub struct MemoryFile(File);
 
 impl MemoryFile {
-    /// An empty one; where the kernel refuses such files, an unnamed one in `fallback`.
+    /// An empty one. Where the kernel refuses such files: an unnamed file in `fallback`.
     pub fn new(fallback: &Path) -> Result<Self> {
         sys::fd::memory_file(c"runtime", fallback)
             .map(Self)
@@ -129,30 +128,30 @@ impl MemoryFile {
     /// What was written to it, up to 1 MiB.
     fn content(&mut self) -> Vec<u8> {
         let mut content = Vec::new();
-        // It cannot fail; if it does all the same, there is less to report.
+        // On failure there is less to report.
         let _ = self.0.rewind();
-        let _ = (&self.0).take(OUTPUT_LIMIT).read_to_end(&mut content);
+        let _ = (&self.0).take(MAX_OUTPUT).read_to_end(&mut content);
         content
     }
 }
 
-/// Runs `command`, which writes its JSON log to `log`, to its end, or until `cancel` cuts
-/// it short. Answers what it printed when `output` is captured.
+/// Runs `command`, which writes its JSON log to `log`, until it exits or `cancel` cuts it
+/// short. Answers what it printed if `output` is captured.
 pub async fn run(
     reaper: &Reaper,
     mut command: Command,
     mut log: MemoryFile,
     output: Output,
     cancel: &Cancel,
-    about: About<'_>,
+    about: CommandLog<'_>,
 ) -> std::result::Result<Vec<u8>, Failure> {
     let mut captured = match output {
         Output::Captured => Some(capture(&mut command).map_err(Failure::Spawn)?),
-        Output::Given => None,
+        Output::Container => None,
     };
     let name = PathBuf::from(command.get_program());
-    // The container's ends of its stdio live in the command: they go with it, or nobody
-    // would see their end.
+    // `spawn` drops the command, and with it this process's copies of the container's ends of
+    // its stdio: otherwise their other ends would never see an end of file.
     let spawned = reaper.spawn(command);
     let failed = |e| Failure::Spawn(cannot_spawn(&name, &e));
     let mut spawned = spawned.map_err(failed)?;
@@ -160,8 +159,8 @@ pub async fn run(
         Ok(ended) => ended.map_err(failed)?,
         Err(cause) => {
             about.log_killed(&name, cause);
-            cut_short(&name, spawned, &about).await;
-            return Err(Failure::Cut(cause));
+            kill(&name, spawned, &about).await;
+            return Err(Failure::Killed(cause));
         }
     };
     about.log_exit(&name, exit.status);
@@ -177,11 +176,11 @@ pub async fn run(
 }
 
 /// Kills a command with its process group.
-async fn cut_short(name: &Path, mut spawned: Spawned, about: &About<'_>) {
+async fn kill(name: &Path, mut spawned: Spawned, about: &CommandLog<'_>) {
     spawned.kill();
     let ended = tokio::time::timeout(KILL_TIMEOUT, spawned.ended()).await;
     if ended.is_err() {
-        let About { verb, id, exec, .. } = about;
+        let CommandLog { verb, id, exec, .. } = about;
         let name = name.display();
         log::warn!(
             id, exec;
@@ -190,7 +189,7 @@ async fn cut_short(name: &Path, mut spawned: Spawned, about: &About<'_>) {
     }
 }
 
-/// A file in memory, unlike a pipe, neither blocks the writer nor needs a reader.
+/// Sends the command's output to a file in memory: unlike a pipe it never blocks the writer.
 fn capture(command: &mut Command) -> Result<MemoryFile> {
     let file = MemoryFile::new(&std::env::temp_dir())?;
     let copy = || file.0.try_clone().context(|| "copy a descriptor");
@@ -200,7 +199,7 @@ fn capture(command: &mut Command) -> Result<MemoryFile> {
     Ok(file)
 }
 
-/// Worded as Go's `os/exec` does: clients, Docker among them, match on it.
+/// The text is that of Go's `os/exec`: clients, Docker among them, match on it.
 fn cannot_spawn(name: &Path, cause: &io::Error) -> Error {
     let name = name.display().to_string();
     match cause.kind() {

@@ -1,5 +1,5 @@
-//! What runc, crun and youki word or do differently. The only place where text of
-//! an OCI runtime is interpreted.
+//! Differences between runc, crun and youki in what they log and print. Only this file
+//! interprets text of an OCI runtime. To support another runtime: add its texts here.
 
 use serde::Deserialize;
 
@@ -12,8 +12,8 @@ struct Line {
     msg: String,
 }
 
-/// The last error in a runtime's JSON log. Lines that are no JSON are skipped:
-/// youki leaves fragments of longer lines.
+/// The last error in a runtime's JSON log. Other lines are skipped: youki leaves fragments of
+/// longer lines.
 pub fn last_error(log: &[u8]) -> Option<String> {
     log.split(|byte| *byte == b'\n')
         .rev()
@@ -22,7 +22,7 @@ pub fn last_error(log: &[u8]) -> Option<String> {
         .map(|line| line.msg)
 }
 
-/// The first error in a log of CRIU's, which is the cause of those that follow.
+/// The first error in a CRIU log: it causes those that follow.
 pub fn criu_error(log: &str) -> Option<&str> {
     // `(SECONDS) Error (FILE:LINE): TEXT`; those of the restored processes have a pid before.
     log.lines().find_map(|line| {
@@ -32,15 +32,15 @@ pub fn criu_error(log: &str) -> Option<&str> {
 }
 
 /// Whether the text says that the runtime has no such container.
-pub fn says_gone(text: &str) -> bool {
+pub fn says_no_such_container(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     text.contains("does not exist")
         || text.contains("cannot open directory")
         || (text.contains("error opening file") && text.contains("no such file"))
 }
 
-/// Whether the text says that the process to signal has ended.
-pub fn says_finished(text: &str) -> bool {
+/// Whether the text says that the process to signal has exited.
+pub fn says_process_finished(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     text.contains("process already finished")
         || text.contains("not running")
@@ -95,16 +95,18 @@ nger line", "x":1}
             "cannot open directory `/run/x`: No such file or directory",
             "error opening file `/run/x/status`: No such file or directory",
         ] {
-            assert!(says_gone(text), "{text}");
+            assert!(says_no_such_container(text), "{text}");
         }
         for text in [
             "process already finished",
             "container not running",
             "open pidfd: No such process",
         ] {
-            assert!(says_finished(text), "{text}");
-            assert!(!says_gone(text), "{text}");
+            assert!(says_process_finished(text), "{text}");
+            assert!(!says_no_such_container(text), "{text}");
         }
-        assert!(!says_gone("exec: \"x\": no such file or directory"));
+        assert!(!says_no_such_container(
+            "exec: \"x\": no such file or directory"
+        ));
     }
 }

@@ -1,5 +1,5 @@
-//! The OCI runtime's command line: one typed method a verb. It holds no state of
-//! containers; the runtime does. Needs a running [`Reaper`].
+//! The OCI runtime's command line: one typed method for each verb. The state of containers is
+//! the runtime's; here is none. Needs a running [`Reaper`].
 
 mod broken_state;
 mod command;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use command::{About, Failure, MemoryFile, Output};
+use command::{CommandLog, Failure, MemoryFile, Output};
 
 use crate::blocking;
 use crate::cancel::Cancel;
@@ -28,9 +28,9 @@ const DEFAULT_BINARY: &str = "runc";
 /// Where runtimes keep state when the options name no root.
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
 
-/// How often a container is tried to be killed and deleted.
-const DELETE_TRIES: u32 = 10;
-/// The time between two of these tries.
+/// How many times [`Runtime::kill_and_delete`] runs the runtime, at most.
+const DELETE_ATTEMPTS: u32 = 10;
+/// The time between two of these attempts.
 pub const DELETE_PAUSE: Duration = Duration::from_millis(200);
 
 /// An OCI runtime, for the containers of one namespace.
@@ -41,9 +41,9 @@ pub struct Runtime {
     systemd_cgroup: bool,
     no_pivot_root: bool,
     no_new_keyring: bool,
-    /// Where it runs.
+    /// The directory that it runs in.
     bundle: PathBuf,
-    /// Numbers the invocations, for their files' names.
+    /// The number of the next invocation, for the names of its files.
     sequence: Cell<u64>,
 }
 
@@ -72,7 +72,7 @@ pub struct Checkpoint {
     pub cgroups_mode: String,
 }
 
-/// A checkpoint to go on from.
+/// A checkpoint to restore.
 pub struct Restore<'a> {
     /// Where the image is.
     pub image_path: &'a str,
@@ -86,14 +86,14 @@ impl Runtime {
     /// The runtime that `options` name, for containers of `namespace`. It runs in `bundle`,
     /// where its invocations' pid files are made and removed again.
     pub fn new(reaper: Reaper, options: &Options, namespace: &str, bundle: &Path) -> Runtime {
-        let or = |name: &str, default: &str| match name {
+        let non_empty = |name: &str, default: &str| match name {
             "" => default.to_owned(),
             name => name.to_owned(),
         };
         Runtime {
             reaper,
-            binary: or(&options.binary_name, DEFAULT_BINARY),
-            root: Path::new(&or(&options.root, DEFAULT_ROOT)).join(namespace),
+            binary: non_empty(&options.binary_name, DEFAULT_BINARY),
+            root: Path::new(&non_empty(&options.root, DEFAULT_ROOT)).join(namespace),
             systemd_cgroup: options.systemd_cgroup,
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
@@ -138,15 +138,14 @@ impl Runtime {
         read_pid(pid_file)
     }
 
-    /// Lets the init of a created container go.
+    /// Starts the init of a created container.
     pub async fn start(&self, id: &str, cancel: &Cancel) -> Result<()> {
-        self.simple("start", id, cancel)
+        self.run_verb("start", id, cancel)
             .await
             .map_err(failed("OCI runtime start failed"))
     }
 
-    /// Makes container `id` from a checkpoint's image and lets it run on. Answers its
-    /// init's pid.
+    /// Restores container `id` from a checkpoint's image. Answers its init's pid.
     pub async fn restore(
         &self,
         id: &str,
@@ -157,8 +156,8 @@ impl Runtime {
         let mut call = self.call("restore", id)?;
         call.arg("--image-path").arg(restore.image_path);
         call.arg("--work-path").arg(restore.work_path);
-        // What the checkpoint was allowed to keep. Without these CRIU refuses it, or, as
-        // for locks, forgets it.
+        // What the checkpoint may hold. Without these options CRIU refuses connections and
+        // sockets, and drops file locks.
         for flag in ["--tcp-established", "--ext-unix-sk", "--file-locks"] {
             call.arg(flag);
         }
@@ -219,8 +218,8 @@ impl Runtime {
         Ok(())
     }
 
-    /// Keeps CRIU's log in the bundle, says where, and why CRIU failed: the runtime only
-    /// says that it did.
+    /// Copies CRIU's log to the bundle, and adds its path and CRIU's error to the failure: the
+    /// runtime reports only that CRIU failed.
     async fn with_criu_log(&self, failure: Failure, log: &Path) -> Failure {
         let Failure::Exit(text) = failure else {
             return failure;
@@ -241,8 +240,8 @@ impl Runtime {
         })
     }
 
-    /// Starts a process in container `id` from `spec`, an OCI process as JSON, and
-    /// answers its pid. When that fails, a process that was made is killed.
+    /// Starts a process in container `id` from `spec`, an OCI process as JSON. Answers its pid.
+    /// On failure, a process that was started all the same is killed.
     pub async fn exec(
         &self,
         id: &str,
@@ -260,7 +259,7 @@ impl Runtime {
         match call.run_with(io, cancel).await {
             Ok(()) => read_pid(&pid_file.0),
             Err(failure) => {
-                // It may have been killed when the process was made.
+                // The runtime may have been killed after it had started the process.
                 if let Ok(pid) = read_pid(&pid_file.0) {
                     self.kill_child(pid, id, io.exec_id());
                 }
@@ -269,8 +268,8 @@ impl Runtime {
         }
     }
 
-    /// Kills a process that a runtime made before it was cut short itself: its parent is
-    /// gone, so that it is a child of ours.
+    /// Kills a process that a runtime started before it was killed itself: the process is a
+    /// child of this one now, as its parent is gone.
     fn kill_child(&self, pid: i32, id: &str, exec: &str) {
         let adopted = self.reaper.adopt(pid);
         let killed = adopted.and_then(|(child, _)| child.signal(Signal::SIGKILL as i32));
@@ -285,10 +284,10 @@ impl Runtime {
         call.arg("--all").arg(id).arg(signal.to_string());
         match call.run(cancel).await {
             Ok(_) => Ok(()),
-            Err(Failure::Exit(text)) if flavor::says_finished(&text) => {
+            Err(Failure::Exit(text)) if flavor::says_process_finished(&text) => {
                 Err(Error::not_found("process already finished"))
             }
-            Err(Failure::Exit(text)) if flavor::says_gone(&text) => {
+            Err(Failure::Exit(text)) if flavor::says_no_such_container(&text) => {
                 Err(Error::not_found("no such container"))
             }
             Err(failure) => Err(failed("unknown error after kill")(failure)),
@@ -297,14 +296,14 @@ impl Runtime {
 
     /// Freezes all processes of container `id`.
     pub async fn pause(&self, id: &str, cancel: &Cancel) -> Result<()> {
-        self.simple("pause", id, cancel)
+        self.run_verb("pause", id, cancel)
             .await
             .map_err(failed("OCI runtime pause failed"))
     }
 
     /// Thaws them.
     pub async fn resume(&self, id: &str, cancel: &Cancel) -> Result<()> {
-        self.simple("resume", id, cancel)
+        self.run_verb("resume", id, cancel)
             .await
             .map_err(failed("OCI runtime resume failed"))
     }
@@ -320,9 +319,9 @@ impl Runtime {
             .map_err(failed("OCI runtime update failed"))
     }
 
-    /// Forgets container `id`, whose processes have ended. A container that the runtime
-    /// does not know is no error, nor one whose state it cannot read any more: that is
-    /// removed, and the answer is false, since the container's cgroup is left.
+    /// Deletes container `id`, whose processes have exited. It is no error if the runtime does
+    /// not know the container. State that the runtime cannot read is removed; the answer is
+    /// false then, since the container's cgroup is left.
     pub async fn delete(&self, id: &str, cancel: &Cancel) -> Result<bool> {
         match self.delete_with(&[], id, cancel).await {
             Err(error) => self.forget_unreadable(id, error).await.map(|()| false),
@@ -330,9 +329,9 @@ impl Runtime {
         }
     }
 
-    /// Removes the runtime's state of container `id`, which it has failed to delete with
-    /// `error`, if it cannot read that state; else the error stays. To be called when no
-    /// process of the container is left.
+    /// Removes the runtime's state of container `id` if the runtime cannot read it, and
+    /// therefore has failed with `error`; else answers that error. Call it when no process of
+    /// the container is left.
     pub async fn forget_unreadable(&self, id: &str, error: Error) -> Result<()> {
         if !self.state_dir(id).exists() {
             return Err(error);
@@ -349,10 +348,10 @@ impl Runtime {
         Ok(())
     }
 
-    /// Kills container `id` and forgets it. youki fails while what it killed is still
-    /// dying, so that it takes another try.
+    /// Kills container `id` and deletes it, in several attempts: youki fails while what it has
+    /// killed is still dying.
     pub async fn kill_and_delete(&self, id: &str, cancel: &Cancel) -> Result<()> {
-        for _ in 1..DELETE_TRIES {
+        for _ in 1..DELETE_ATTEMPTS {
             if self.force_delete(id, cancel).await.is_ok() {
                 return Ok(());
             }
@@ -374,25 +373,24 @@ impl Runtime {
         call.arg(id);
         match call.run(cancel).await {
             Ok(_) => Ok(()),
-            Err(Failure::Exit(text)) if flavor::says_gone(&text) => Ok(()),
+            Err(Failure::Exit(text)) if flavor::says_no_such_container(&text) => Ok(()),
             Err(failure) => Err(failed("failed to delete task")(failure)),
         }
     }
 
-    /// What the runtime can do, as the JSON that it prints.
-    /// [`Kind::NotFound`]: there is no such runtime; [`Kind::Unimplemented`]: it
-    /// does not say.
+    /// The runtime's features, as the JSON that it prints. [`Kind::NotFound`]: there is no such
+    /// runtime; [`Kind::Unimplemented`]: it does not print them.
     pub async fn features(&self, cancel: &Cancel) -> Result<Vec<u8>> {
         let call = self.call("features", "")?;
         match call.run(cancel).await {
             Ok(json) => Ok(json),
             Err(Failure::Spawn(error)) => Err(error),
             Err(Failure::Exit(text)) => Err(Error::new(Kind::Unimplemented, text)),
-            Err(Failure::Cut(cause)) => Err(Error::new(Kind::Unimplemented, cause.to_string())),
+            Err(Failure::Killed(cause)) => Err(Error::new(Kind::Unimplemented, cause.to_string())),
         }
     }
 
-    async fn simple(
+    async fn run_verb(
         &self,
         verb: &str,
         id: &str,
@@ -411,10 +409,11 @@ impl Runtime {
             .join(format!("{verb}.{}.{number}", std::process::id()));
         let log = MemoryFile::new(&self.bundle)?;
         let mut command = Command::new(&self.binary);
-        // A runtime must not report to whoever started containerd.
+        // systemd's socket for containerd: the runtime must not report on it.
         command.env_remove("NOTIFY_SOCKET");
         if self.bundle.is_dir() {
-            // Ours may be gone: it is the bundle of the pod's first container.
+            // The server's own directory may be gone: it is the bundle of the pod's first
+            // container.
             command.current_dir(&self.bundle);
         }
         command.arg("--root").arg(&self.root);
@@ -437,7 +436,7 @@ impl Runtime {
     }
 }
 
-/// An invocation that is being put together.
+/// An invocation that is being prepared.
 struct Call<'a> {
     reaper: &'a Reaper,
     verb: &'a str,
@@ -460,13 +459,13 @@ impl Call<'_> {
         }
     }
 
-    /// A file of this invocation, gone when the result is.
-    fn file(&self, name: &str) -> Scratch {
-        Scratch(self.stem.with_added_extension(name))
+    /// A file of this invocation; dropping the result removes it.
+    fn file(&self, name: &str) -> TemporaryFile {
+        TemporaryFile(self.stem.with_added_extension(name))
     }
 
     async fn run(self, cancel: &Cancel) -> std::result::Result<Vec<u8>, Failure> {
-        let about = About::new(self.verb, self.id, "", &self.command);
+        let about = CommandLog::new(self.verb, self.id, "", &self.command);
         let Call { command, log, .. } = self;
         command::run(self.reaper, command, log, Output::Captured, cancel, about).await
     }
@@ -478,20 +477,20 @@ impl Call<'_> {
     ) -> std::result::Result<(), Failure> {
         let given = io.give_to(&mut self.command).map_err(Failure::Spawn)?;
         let output = if given {
-            Output::Given
+            Output::Container
         } else {
             Output::Captured
         };
-        let about = About::new(self.verb, self.id, io.exec_id(), &self.command);
+        let about = CommandLog::new(self.verb, self.id, io.exec_id(), &self.command);
         command::run(self.reaper, self.command, self.log, output, cancel, about)
             .await
             .map(drop)
     }
 }
 
-struct Scratch(PathBuf);
+struct TemporaryFile(PathBuf);
 
-impl Drop for Scratch {
+impl Drop for TemporaryFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
@@ -511,6 +510,6 @@ fn failed(operation: &'static str) -> impl Fn(Failure) -> Error {
         // The client sees a failed operation, not a missing object.
         Failure::Spawn(error) => Error::unknown(error.to_string()).within(operation),
         Failure::Exit(text) => Error::unknown(text).within(operation),
-        Failure::Cut(cause) => Error::from(cause).within(format_args!("{operation}: killed")),
+        Failure::Killed(cause) => Error::from(cause).within(format_args!("{operation}: killed")),
     }
 }

@@ -14,7 +14,7 @@ use crate::reaper::Exit;
 use crate::stdio::Stdio;
 use crate::task::{Checkpoint, Create, Deleted, Member, State, Status};
 
-/// A request, as what to make.
+/// What a Create request asks for.
 pub fn create(request: task::CreateTaskRequest) -> Result<Create> {
     Ok(Create {
         options: Options::decode(request.options.as_ref())?,
@@ -26,8 +26,7 @@ pub fn create(request: task::CreateTaskRequest) -> Result<Create> {
             stdout: request.stdout,
             stderr: request.stderr,
         },
-        // An image that builds on another, the request's `parent_checkpoint`, has a link
-        // to that.
+        // The image itself has a link to the request's `parent_checkpoint`.
         checkpoint: Some(request.checkpoint).filter(|image| !image.is_empty()),
         id: request.id,
     })
@@ -100,7 +99,7 @@ pub fn exec(request: &mut task::ExecProcessRequest) -> Result<(Stdio, Vec<u8>)> 
     Ok((stdio, spec.value))
 }
 
-/// When a process ended: Go's zero time if it did not.
+/// When a process exited: Go's zero time if it did not.
 fn exited_at(exit: Option<Exit>) -> MessageField<Timestamp> {
     let at: Option<SystemTime> = exit.map(|exit| exit.at);
     MessageField::some(timestamp(at))

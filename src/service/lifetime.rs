@@ -38,7 +38,7 @@ impl Lifetime {
         self.server.get()
     }
 
-    /// Whether the server is about to end: it makes no container any more.
+    /// Whether the server is about to end: it creates no container any more.
     pub fn is_ending(&self) -> bool {
         self.is_ending.get()
     }

@@ -52,7 +52,7 @@ pub struct Services {
     tasks: Rc<Tasks>,
     task_service: Rc<TaskService>,
     lifetime: Rc<Lifetime>,
-    /// Notified of each answer, but for those to Stats.
+    /// Notified of each answer, except those to Stats.
     answered: Notify,
 }
 

@@ -1,7 +1,7 @@
-//! The log's lines about requests: at debug each request with its outcome and duration, at
-//! warn each that was given up before its answer. Costs a look at the level otherwise.
+//! Log lines about requests: at debug each request with its outcome and duration, at warn each
+//! one that was cancelled before its answer. At other levels it costs a comparison.
 //!
-//! Lacks on purpose: what else is in a request. Process specs hold secrets.
+//! Lacks on purpose: the other fields of a request. Process specs hold secrets.
 
 use std::rc::Rc;
 
@@ -12,32 +12,32 @@ use crate::error::Result;
 use crate::proto::{self, Field};
 use crate::ttrpc::server::Call;
 
-/// A request under way. Dropped before [`RequestLog::answered`], it was given up: its
-/// deadline has passed or its client has left.
+/// A request under way. If it is dropped before [`RequestLog::answered`], the request was
+/// cancelled: its deadline has passed or its client has left.
 pub struct RequestLog {
     call: Rc<Call>,
-    begun: Instant,
+    received_at: Instant,
     answered: bool,
 }
 
 impl RequestLog {
-    /// To be made when the request has come.
+    /// For a request that has just been received.
     pub fn new(call: Rc<Call>) -> Self {
         Self {
             call,
-            begun: Instant::now(),
+            received_at: Instant::now(),
             answered: false,
         }
     }
 
-    /// It has its answer.
+    /// The request has its answer.
     pub fn answered(mut self, answer: &Result<Vec<u8>>) {
         self.answered = true;
         if !log::log_enabled!(Level::Debug) {
             return;
         }
         let (method, (id, exec)) = (&self.call.method, subject(&self.call));
-        let duration = self.begun.elapsed();
+        let duration = self.received_at.elapsed();
         match answer {
             Ok(_) => log::debug!(duration:?, id, exec; "request {method}: ok"),
             Err(error) => log::debug!(duration:?, id, exec; "request {method}: {error}"),
@@ -58,7 +58,7 @@ impl Drop for RequestLog {
         let (method, (id, exec)) = (&self.call.method, subject(&self.call));
         log::log!(
             level,
-            duration:? = self.begun.elapsed(),
+            duration:? = self.received_at.elapsed(),
             id,
             exec;
             "request {method}: cancelled: the client disconnected or its deadline passed"
@@ -66,15 +66,15 @@ impl Drop for RequestLog {
     }
 }
 
-/// The ids of the container and the exec that a request is about; empty for none.
+/// The container ID and the exec ID of a request; empty if it has none.
 fn subject(call: &Call) -> (String, String) {
-    // All of them have the container's in field 1. An exec's is in field 2.
+    // In all requests field 1 is the container ID; in these, field 2 is the exec ID.
     let has_exec = matches!(
         call.method.as_str(),
         "State" | "Start" | "Delete" | "Exec" | "Kill" | "ResizePty" | "CloseIO" | "Wait"
     );
     let mut subject = (String::new(), String::new());
-    // What is malformed has no ids, or those before the fault.
+    // A malformed request has no IDs, or those before the fault.
     let _ = proto::visit_fields(&call.payload, |number, field| {
         let place = match number {
             1 => &mut subject.0,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_has_no_ids() {
+    fn malformed_request_has_no_ids() {
         let call = Call {
             service: String::new(),
             method: "State".into(),

@@ -216,7 +216,7 @@ impl TaskService {
     fn connect(&self, request: task::ConnectRequest) -> Result<task::ConnectResponse> {
         Ok(task::ConnectResponse {
             shim_pid: std::process::id(),
-            // Never an error: containerd asks before there is a container.
+            // Not an error: containerd asks before there is a container.
             task_pid: self
                 .tasks
                 .find(&request.id)
@@ -226,8 +226,8 @@ impl TaskService {
     }
 
     async fn shutdown(self: Rc<Self>, request: task::ShutdownRequest) -> Result<Empty> {
-        // Whoever asks to shut down has given up on it.
-        self.tasks.give_up_creation(&request.id).await;
+        // The client does not want this container any more.
+        self.tasks.cancel_creation(&request.id).await;
         if self.tasks.may_shut_down(&request.id) {
             self.lifetime.end();
         }
@@ -250,7 +250,7 @@ fn now<Q: Message, A: Message>(payload: &[u8], call: impl FnOnce(Q) -> Result<A>
     convert::encode(&call(decode(payload)?)?).map(Work::Done)
 }
 
-/// A call to be waited for. Of one type, so that what waits exists once, not for each call.
+/// A call that waits. All have one type, so that the code that polls them exists once.
 fn later<Q, A, F>(payload: &[u8], call: impl FnOnce(Q) -> F) -> Result<Answer>
 where
     Q: Message,

@@ -37,8 +37,8 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Marks every descriptor from `first` on `CLOEXEC`: what a parent left open by
-/// mistake goes no further than this process.
+/// Sets `CLOEXEC` on every descriptor from `first` on: programs run by this process do not
+/// inherit what its parent left open by mistake.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: the call takes three integers and changes flags only.
     let rc = unsafe {
@@ -97,8 +97,8 @@ pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// A file in memory, `CLOEXEC`, that no program can be run from. Where the kernel refuses
-/// one: an unnamed file in directory `fallback`, or where temporary files go.
+/// A file in memory, `CLOEXEC`, that cannot be executed. Where the kernel refuses one: an
+/// unnamed file in directory `fallback`, or where temporary files go.
 pub fn memory_file(name: &CStr, fallback: &Path) -> io::Result<File> {
     // Linux 6.3 has the flag, and `vm.memfd_noexec=2` demands it.
     let plain = MFdFlags::MFD_CLOEXEC;
@@ -148,11 +148,11 @@ pub fn unread(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// Receives a message from `socket` and the first descriptor that came with it, if
 /// any, `CLOEXEC` from the start; others are closed.
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
-    // The most the kernel lets a message carry: none can be cut off and leak.
-    const MOST: usize = 253;
+    // How many descriptors the kernel lets a message carry: none is truncated and leaked.
+    const SCM_MAX_FD: usize = 253;
     let mut text = [0; 4096];
     let mut text = [IoSliceMut::new(&mut text)];
-    let mut space = nix::cmsg_space!([i32; MOST]);
+    let mut space = nix::cmsg_space!([i32; SCM_MAX_FD]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut text, Some(&mut space), flags)?;
     let mut received = Vec::new();

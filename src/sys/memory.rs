@@ -1,4 +1,4 @@
-//! Memory: giving back what is not needed at rest.
+//! Memory: releasing what an idle process does not need.
 
 use std::ffi::c_void;
 use std::hint::black_box;
@@ -10,14 +10,14 @@ use nix::unistd::{getpid, gettid};
 
 use super::check;
 
-/// Below the caller's frame, what the calls in here need themselves, in bytes.
+/// Stack that the calls in this file need below the caller's frame, in bytes.
 const OWN_FRAMES: usize = 16 << 10;
 
-/// How far down the stack is looked for pages, in bytes. The kernel keeps other mappings
+/// How far below the caller stack pages are released, in bytes. The kernel keeps other mappings
 /// 128 MiB away from the main thread's stack.
-const DEEPEST_STACK: usize = 1 << 20;
+const MAX_STACK: usize = 1 << 20;
 
-/// Gives back the memory of this process that only its past needed; it goes on as before.
+/// Releases memory that this process does not need now; it goes on as before.
 ///
 /// - The program's code and constants: the kernel maps them again, from its page cache, as
 ///   they are used. Until then they are not counted against the process.
@@ -46,7 +46,7 @@ fn release_program() -> io::Result<()> {
 /// the constants.
 type Segments = [Option<(usize, usize)>; 4];
 
-/// For `dl_iterate_phdr`, which tells of the program first, then of its libraries.
+/// For `dl_iterate_phdr`, which lists the program first, then its libraries.
 unsafe extern "C" fn find_segments(
     object: *mut libc::dl_phdr_info,
     _size: usize,
@@ -78,8 +78,8 @@ fn release_stack() -> io::Result<()> {
     let end = end & !(page_size() - 1);
     // SAFETY: nothing lives below the frames in here but pages of this stack that no call
     // uses any more; the next calls find zeros there, and expect nothing.
-    match unsafe { release_pages(end.saturating_sub(DEEPEST_STACK), end) } {
-        // Most of it never was mapped; the rest is given back all the same.
+    match unsafe { release_pages(end.saturating_sub(MAX_STACK), end) } {
+        // Most of it was never mapped; the rest is released all the same.
         Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => Ok(()),
         released => released,
     }

@@ -1,7 +1,7 @@
-//! Mounts: the kernel's list of them, and the calls that nobody wraps (detached
-//! trees, id mappings, loop devices).
+//! Mounts: the kernel's list of them, and calls that no crate wraps (detached trees, id
+//! mappings, loop devices).
 //!
-//! Lacks on purpose: anything about which mounts a container gets; that is `mount`.
+//! Lacks on purpose: which mounts a container gets; that is in `mount`.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -184,12 +184,12 @@ struct Idle {
 }
 
 impl Idle {
-    /// By `clone(2)`: `clone3` is Linux 5.3's, and sandboxes refuse it.
+    /// By `clone(2)`: `clone3` needs Linux 5.3, and sandboxes refuse it.
     fn in_new_user_namespace() -> io::Result<Self> {
         // The descriptors are shared, not copied: closing one here closes it. The number
         // of a signal at the end is zero: none.
         let flags = libc::CLONE_NEWUSER | libc::CLONE_FILES;
-        // Until it is killed: our signal handlers are not for it.
+        // Its signals stay blocked: this process's handlers must not run in it.
         let blocked = BlockedSignals::all()?;
         let parent = std::process::id() as i32;
         // SAFETY: without CLONE_VM and with a null stack this is a fork: the child goes
@@ -293,7 +293,7 @@ struct LoopConfig {
 /// A free loop device that shows `file`, and its path. The device is freed when
 /// nothing uses it any more: keep the descriptor until it is mounted.
 pub fn attach_loop(file: &Path, options: LoopOptions) -> io::Result<(OwnedFd, PathBuf)> {
-    /// Others take free devices too; more losses than this are no bad luck.
+    /// Others take free devices, too. More lost races than this are no chance.
     const ATTEMPTS: usize = 100;
     let open = |path: &Path| {
         let mut open = File::options();
@@ -329,7 +329,7 @@ fn configure_loop(device: &File, config: &LoopConfig) -> io::Result<()> {
     // SAFETY: the request reads one `struct loop_config`.
     let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const *config) };
     match check(rc) {
-        // It is Linux 5.8's.
+        // Linux before 5.8.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTTY)) => {
             configure_loop_by_steps(device, config)
         }
@@ -337,7 +337,7 @@ fn configure_loop(device: &File, config: &LoopConfig) -> io::Result<()> {
     }
 }
 
-/// As every kernel does. On failure the device is freed.
+/// With calls that every kernel has. On failure the device is freed.
 fn configure_loop_by_steps(device: &File, config: &LoopConfig) -> io::Result<()> {
     const LOOP_SET_FD: libc::Ioctl = 0x4C00;
     const LOOP_CLR_FD: libc::Ioctl = 0x4C01;

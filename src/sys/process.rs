@@ -10,8 +10,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::check;
 
-/// A descriptor for process `pid` (`pidfd_open(2)`): it never means another
-/// process, whatever becomes of the number.
+/// A descriptor for process `pid` (`pidfd_open(2)`): it never means another process, even if
+/// the pid is reused.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two integers and returns a new descriptor or -1.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
@@ -37,17 +37,17 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
 }
 
 /// Sends `signal`, whatever its number, to process `pid`, or to process group `-pid`
-/// (`kill(2)`). The caller vouches that nobody else can have the number: the process, or
-/// the group's leader, is its own child and has not been reaped.
+/// (`kill(2)`). The caller vouches that no other process can have the pid: the process, or
+/// the group's leader, is a child of this one and has not been reaped.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: the call takes two integers.
     check(unsafe { libc::kill(pid, signal) })?;
     Ok(())
 }
 
-/// Forks a child that executes `command`, and does not wait for that: execve(2) of a
-/// program on a dead file system never returns. Answers the child's pid and what tells
-/// whether it came to run the program. All three of its stdio must be set.
+/// Forks a child that executes `command`, and does not wait for its execve(2): that of a
+/// program on a dead file system never returns. Answers the child's pid, and whether its
+/// execve(2) succeeds. All three of its stdio must be set.
 pub fn fork_exec(mut command: Command) -> io::Result<(i32, ExecResult)> {
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // SAFETY: the child goes on here with its own copy of memory, and only to its exec.
@@ -64,7 +64,7 @@ pub fn fork_exec(mut command: Command) -> io::Result<(i32, ExecResult)> {
     unsafe { libc::_exit(127) }
 }
 
-/// Whether a child of [`fork_exec`] came to run its program: the read end of a pipe whose
+/// Whether the execve(2) of a child of [`fork_exec`] succeeds: the read end of a pipe whose
 /// write end execve(2) closes, and into which a failure is written.
 #[derive(Debug)]
 pub struct ExecResult(OwnedFd);
@@ -80,7 +80,7 @@ impl ExecResult {
         }
     }
 
-    /// The same for a child that has ended: does not block.
+    /// The same for a child that has exited: does not block.
     pub fn of_ended(&self) -> io::Result<()> {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
@@ -187,8 +187,8 @@ impl KernelSigaction {
     }
 }
 
-/// From now on a signal neither ends nor stops this process, but for TERM, INT, KILL, STOP
-/// and those that report a fault of the program. They are caught, not ignored, so that
+/// From now on only TERM, INT, KILL, STOP and the signals that report a fault of the program
+/// end or stop this process. They are caught, not ignored, so that
 /// programs run by this process have the default action; they have it, too, for what this
 /// process's parent ignored. Call it before a signal is listened for.
 pub fn outlive_signals() -> io::Result<()> {
@@ -249,7 +249,7 @@ pub fn restore_descriptor_limit(command: &mut Command) {
     }
 }
 
-/// Makes the command's process die (`SIGKILL`) when the thread that spawned it does.
+/// Makes the kernel kill the command's process (`SIGKILL`) when the thread that spawned it ends.
 pub fn die_with_parent(command: &mut Command) {
     let parent = std::process::id() as i32;
     // SAFETY: the closure runs between fork and exec and makes only
@@ -257,7 +257,7 @@ pub fn die_with_parent(command: &mut Command) {
     unsafe {
         command.pre_exec(move || {
             check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-            // It may have died before: then nothing comes any more.
+            // It may have ended before: then there is no signal.
             if libc::getppid() != parent {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
@@ -306,9 +306,9 @@ pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reaps one ended child, `pid` or, for -1, any: its pid and its exit code, or 128 +
-/// the number of the signal that killed it, real-time signals included. `None` when
-/// none has ended; `ECHILD` when there is no such child.
+/// Reaps one child that has exited, `pid` or, for -1, any. Answers its pid and its exit code, or
+/// 128 + the number of the signal that killed it, real-time signals included. `None` when none
+/// has exited; `ECHILD` when there is no such child.
 pub fn reap(pid: i32) -> io::Result<Option<(i32, u32)>> {
     let mut status = 0;
     // SAFETY: `status` is a valid place for one int; the call stores nothing else.

@@ -1,4 +1,4 @@
-//! Pseudo-terminals: size, the other side, hang-up.
+//! Pseudo-terminals: size, slave, hang-up.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

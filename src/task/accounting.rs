@@ -1,4 +1,4 @@
-//! What a container's cgroup tells: processes, statistics, OOM.
+//! The cgroup of a container: its processes, statistics, OOM.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ pub struct Member {
     pub exec_id: Option<String>,
 }
 
-/// The cgroup of a container, once its init is made.
+/// The cgroup of a container, once its init is created.
 #[derive(Default)]
 pub struct Accounting {
     cgroup: RefCell<Option<Rc<Cgroup>>>,
@@ -156,7 +156,7 @@ impl Container {
         cgroup.stats()
     }
 
-    /// The init, the execs that run, and who else is in the container's cgroup. containerd
+    /// The init, the execs that run, and the other processes in the container's cgroup. containerd
     /// takes an error or an empty list for a container that is lost: an init that has exited
     /// is still listed, and what cannot be read is left out.
     pub fn pids(&self) -> Result<Vec<Member>> {

@@ -30,8 +30,8 @@ use crate::reaper::Exit;
 use crate::runtime::{Checkpoint, Runtime};
 use crate::stdio::Stdio;
 
-/// How long to wait for what was killed to be reaped, or for the runtime to kill what is left
-/// of a container whose init has exited: neither may hold up an exit or a Delete for good.
+/// How long an exit or a Delete waits for killed processes to be reaped, or for the runtime to
+/// kill the remaining processes.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the OCI runtime may take to resume a container whose Pause was cut short.
@@ -191,7 +191,7 @@ impl Container {
             None => self.run_created_init(cancel).await,
             Some(_) => self.restore_init(cancel).await,
         };
-        // A runtime that was cut short may have started it all the same.
+        // A runtime that was killed may have started it before.
         if started.is_ok() || init.runs_its_program() {
             // Still created: an exit is held back, and this is the init's turn.
             let _ = init.step(Op::Start);
@@ -211,7 +211,7 @@ impl Container {
     }
 
     async fn restore_init(self: &Rc<Self>, cancel: &Cancel) -> Result<()> {
-        self.make_init(cancel).await?;
+        self.create_init(cancel).await?;
         self.watch_init();
         Ok(())
     }
@@ -367,7 +367,7 @@ impl Container {
         if let Some(streams) = init.streams() {
             cancel.unless(streams.drained()).await?;
         }
-        // The runtime takes a frozen cgroup for a paused container, though nobody is in it.
+        // The runtime takes a frozen cgroup for a paused container, even if it is empty.
         self.thaw().await;
         if !self.runtime.delete(self.id(), cancel).await? {
             let removed = self.remove_planned_cgroup().await;

@@ -1,5 +1,5 @@
-//! Creation of a container, and its undoing: of the rootfs mounts, of what the OCI runtime
-//! has made, and of the cgroup.
+//! Creation of a container, and its undoing: the rootfs mounts, the OCI runtime's state, the
+//! cgroup.
 //!
 //! Promises: when Create fails, all that it did is undone, or a task of its own goes on with
 //! that while the ID stays taken; nothing of another container is touched.
@@ -37,7 +37,7 @@ pub struct Create {
     pub id: String,
     /// Its bundle.
     pub bundle: Bundle,
-    /// What to mount on the bundle's rootfs; nothing: it is there already.
+    /// What to mount on the bundle's rootfs; empty: the rootfs needs no mount.
     pub rootfs: Vec<Mount>,
     /// The init's stdio.
     pub stdio: Stdio,
@@ -74,7 +74,7 @@ impl Container {
         let container = Rc::new(Container::new(shared, &create, spec));
         // A checkpoint is restored at Start: until then there is no process.
         let is_restored_later = container.checkpoint.is_some();
-        if !is_restored_later && let Err(error) = container.make_init(cancel).await {
+        if !is_restored_later && let Err(error) = container.create_init(cancel).await {
             if rootfs_is_mounted {
                 undo_mounts(None, create.bundle.rootfs(), reserved).await;
             }
@@ -94,9 +94,9 @@ impl Container {
         Ok(container)
     }
 
-    /// Has the runtime make the init, new or from the checkpoint. When that fails
-    /// the runtime is left without the container.
-    pub(super) async fn make_init(&self, cancel: &Cancel) -> Result<()> {
+    /// Has the runtime create the init, new or from the checkpoint. When that fails, what the
+    /// runtime has created is removed.
+    pub(super) async fn create_init(&self, cancel: &Cancel) -> Result<()> {
         let _unclaimed_exits = self.shared.reaper.keep_unclaimed_exits();
         let io = self.open_stdio(&self.init, cancel).await?;
         let others = Others {
@@ -105,14 +105,14 @@ impl Container {
                 .planned_cgroup()
                 .is_ok_and(|cgroup| cgroup.is_populated()),
         };
-        let made = self.make_init_with(io, cancel).await;
+        let made = self.run_create(io, cancel).await;
         if made.is_err() {
-            self.undo_make_init(others).await;
+            self.undo_create_init(others).await;
         }
         made
     }
 
-    async fn make_init_with(&self, mut io: Opened, cancel: &Cancel) -> Result<()> {
+    async fn run_create(&self, mut io: Opened, cancel: &Cancel) -> Result<()> {
         let pid_file = self.bundle.init_pid_file();
         let pid = match &self.checkpoint {
             None => {
@@ -168,15 +168,15 @@ impl Container {
         Ok(opened)
     }
 
-    /// Makes a process that the runtime has left to us known to the reaper.
+    /// Registers a process that the runtime has started with the reaper.
     pub(super) fn adopt(&self, pid: i32) -> Result<(Child, Exited)> {
         let adopted = self.shared.reaper.adopt(pid);
         adopted.context(|| format!("adopt process {pid} that the OCI runtime started"))
     }
 
-    /// Removes what the runtime has made, however far it came: its state, and a cgroup that
-    /// it may not know of any more; but not those of `others`.
-    async fn undo_make_init(&self, others: Others) {
+    /// Removes what the runtime has created: its state, and a cgroup that it may have no state
+    /// of. State and cgroup of `others` stay.
+    async fn undo_create_init(&self, others: Others) {
         let id = self.id();
         if self.runtime.state_dir(id).exists() && !others.state {
             let undone = self.undo_runtime_state().await;
@@ -199,7 +199,7 @@ impl Container {
         if !self.runtime.state_dir(id).exists() {
             return undone;
         }
-        // A runtime that was killed may have left a directory in which it sees no container.
+        // A runtime that was killed may have left a directory that it takes for no container.
         let left = || Error::unknown("OCI runtime delete left the state directory");
         let error = undone.err().unwrap_or_else(left);
         self.runtime.forget_unreadable(id, error).await

@@ -13,7 +13,7 @@ use crate::local;
 use crate::reaper::Exit;
 
 impl Container {
-    /// Watches the init, which the runtime has made, for its exit, and its cgroup for OOM.
+    /// Watches the init, which the runtime has created, for its exit, and its cgroup for OOM.
     pub(super) fn watch_init(self: &Rc<Self>) {
         self.watch_for_oom();
         let Some(exited) = self.init.take_exited() else {

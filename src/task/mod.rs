@@ -49,7 +49,7 @@ pub struct Shared {
     pub stats_budget: StatsBudget,
 }
 
-/// Every container of the shim, by id.
+/// Every container of the shim, by ID.
 pub struct Tasks {
     shared: Rc<Shared>,
     slots: Rc<Slots>,
@@ -62,10 +62,9 @@ struct Slots {
     freed: Notify,
 }
 
-/// What an id stands for.
+/// What an ID stands for.
 enum Slot {
-    /// It is being created, or that is being undone: nobody sees it yet, and nobody else
-    /// may have its id.
+    /// It is being created, or that is being undone: it is not visible, and its ID is taken.
     Creating(Cancel),
     /// It exists, or is deleted and its client may not know yet.
     Created(Rc<Container>),
@@ -142,9 +141,9 @@ impl Tasks {
         }
     }
 
-    /// As [`Tasks::delete`] for a container that is being created; whatever hangs, this
-    /// returns.
-    pub async fn give_up_creation(&self, id: &str) {
+    /// As [`Tasks::delete`] for a container that is being created. Returns within
+    /// [`UNDO_CREATION_TIMEOUT`].
+    pub async fn cancel_creation(&self, id: &str) {
         if timeout(UNDO_CREATION_TIMEOUT, self.undo_creation(id))
             .await
             .is_err()
@@ -169,8 +168,8 @@ impl Tasks {
         }
     }
 
-    /// Whether there is no container but deleted ones, and none that is being created, but
-    /// for `id`: whoever asks to shut down has given up on that.
+    /// Whether all containers are deleted, and none is being created but `id`, the container of
+    /// the Shutdown request.
     pub fn may_shut_down(&self, id: &str) -> bool {
         let slots = self.slots.by_id.borrow();
         let over = |(other, slot): (&String, &Slot)| match slot {
@@ -180,8 +179,8 @@ impl Tasks {
         slots.iter().all(over)
     }
 
-    /// Whether there is no container, none that is being created, and none whose deletion
-    /// a client may not know of.
+    /// Whether there is no container: none that is being created, none that is deleted and
+    /// whose client has not got the answer.
     pub fn is_empty(&self) -> bool {
         self.slots.by_id.borrow().is_empty()
     }
@@ -191,7 +190,7 @@ impl Tasks {
         self.slots.freed.notified()
     }
 
-    /// Each container's id and, for people, its processes, their states and pids.
+    /// Each container's ID and, for people, its processes, their states and pids.
     pub fn report(&self) -> Vec<(String, String)> {
         let slots = self.slots.by_id.borrow();
         let line = |(id, slot): (&String, &Slot)| match slot {
@@ -205,7 +204,7 @@ impl Tasks {
     }
 }
 
-/// An error unless `id` can be a file's name: the runtime makes files by it, and removes them.
+/// An error unless `id` can be a file name: the runtime creates and removes files of that name.
 fn check_name(what: &str, id: &str) -> Result<()> {
     if matches!(id, "" | "." | "..") || id.contains('/') {
         return Err(Error::invalid(format!("invalid {what} ID {id:?}")));
@@ -213,8 +212,8 @@ fn check_name(what: &str, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// An id that is taken for a container that is being created; free again when that has
-/// failed and is undone.
+/// An ID that is taken for a container that is being created. It is free again when the
+/// creation has failed and is undone.
 struct Reserved {
     slots: Rc<Slots>,
     id: String,

@@ -61,7 +61,7 @@ pub struct Process {
     pub stdio: Stdio,
     state: Cell<State>,
     child: RefCell<Option<Child>>,
-    /// Its exit to come, until somebody watches for that.
+    /// The future of its exit, until a task watches it.
     exited: RefCell<Option<Exited>>,
     streams: RefCell<Option<Rc<Streams>>>,
     /// A client may close stdin before there is one.
@@ -75,7 +75,7 @@ pub struct Process {
     first_program: RefCell<Option<PathBuf>>,
     /// It runs its own program, or was waited for long enough.
     program_awaited: Cell<bool>,
-    /// It exited, or did not start: nobody need wait any more.
+    /// It has exited, or did not start: Wait returns.
     wait_is_over: Cell<bool>,
     waiters: Notify,
     /// Held by the lifecycle call whose turn it is.
@@ -190,7 +190,7 @@ impl Process {
         self.signal(0).is_ok()
     }
 
-    /// Its exit to come: for whoever watches it from now on.
+    /// The future of its exit, for the task that watches it.
     pub fn take_exited(&self) -> Option<Exited> {
         self.exited.take()
     }

@@ -1,6 +1,6 @@
-//! Random schedules over the real containers, with a fake kernel and a runtime that
-//! answers when the schedule says so: whatever happens when, events keep their order.
-//! A failure prints its schedule; `proptest` keeps its seed.
+//! Random schedules over the real containers, with a fake kernel, and a runtime that ends when
+//! the schedule says so: events keep their order in all of them. A failure prints its schedule;
+//! `proptest` keeps its seed.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -167,8 +167,8 @@ impl World {
         }
     }
 
-    /// Time passes: more than a call that was cut short may take, bit by bit, as what is
-    /// killed meanwhile ends.
+    /// Time passes, in steps, as killed processes end in between: more than a call may take that
+    /// is cut short.
     async fn pass(&self) {
         for _ in 0..6 {
             self.settle().await;
@@ -267,9 +267,9 @@ impl World {
     }
 }
 
-/// What the events say, checked one by one as they were told.
+/// What the events say, checked one by one in the order in which they were published.
 #[derive(Default)]
-struct Story {
+struct Hihistory {
     created: bool,
     started: bool,
     init_exits: usize,
@@ -278,8 +278,8 @@ struct Story {
     execs: BTreeMap<String, (bool, usize)>,
 }
 
-impl Story {
-    fn tell(&mut self, event: &Event) {
+impl Hihistory {
+    fn check(&mut self, event: &Event) {
         assert!(!self.deleted, "{event:?} after the deletion");
         match event {
             Event::Create { .. } => {
@@ -324,8 +324,8 @@ impl Story {
         }
     }
 
-    /// Nothing is left to be told.
-    fn end(&self) {
+    /// All events that must come have come.
+    fn check_end(&self) {
         if !self.created {
             return assert!(self.execs.is_empty());
         }
@@ -358,11 +358,11 @@ fn play(create_succeeds: bool, hangs: bool, steps: Vec<Step>) {
             world.step(step).await;
         }
         world.finish(hangs).await;
-        let mut story = Story::default();
+        let mut history = Hihistory::default();
         for event in world.tasks.shared.events.told() {
-            story.tell(&event);
+            history.check(&event);
         }
-        story.end();
+        history.check_end();
         for (_, call) in world.calls.take() {
             assert!(call.is_finished(), "a call is never answered");
             call.await.expect("no panic");
@@ -374,7 +374,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn whatever_happens_when_events_keep_their_order(
+    fn events_keep_their_order_in_any_schedule(
         create_succeeds in prop::bool::weighted(0.95),
         hangs in prop::bool::weighted(0.2),
         steps in steps(),

@@ -84,7 +84,7 @@ impl Container {
         }
     }
 
-    /// Thaws it until its init, which was killed, is dead: whoever froze it may still do so.
+    /// Thaws it until its init, which was killed, has exited: another process may be freezing it.
     fn thaw_until_exit(self: &Rc<Self>) {
         let container = self.clone();
         local::spawn(async move {
@@ -109,7 +109,7 @@ impl Container {
         let cgroup = match alone {
             Ok(cgroup) => cgroup,
             Err(error) => {
-                // The runtime would signal whoever is in the cgroup that it knows of.
+                // The runtime would signal all processes in the cgroup, those of others too.
                 log::debug!(
                     id = self.id();
                     "send signal {signal} to each process of the container, not to its cgroup: {error}"
@@ -126,14 +126,14 @@ impl Container {
         self.runtime.kill_all(self.id(), signal, cancel).await
     }
 
-    /// Signals the init, the execs, and whom they have forked. The outcome is the init's.
+    /// Signals the init, the execs, and their descendants. The outcome is the init's.
     fn signal_trees(&self, signal: u32) -> Result<()> {
         let execs = self.execs.borrow();
         let known = execs.values().chain([&self.init]);
         let known = known.filter(|process| process.is_unreaped());
         let pids: Vec<i32> = known.map(|process| process.pid() as i32).collect();
         let descendants = reaper::descendants(&pids);
-        // Parents first: they are not to see their children die.
+        // Parents first, so that they do not react to the death of their children.
         let signalled = self.init.signal(signal);
         self.signal_execs(signal);
         for process in descendants {

@@ -211,7 +211,8 @@ impl Container {
     }
 
     async fn restore_init(self: &Rc<Self>, cancel: &Cancel) -> Result<()> {
-        self.create_init(cancel).await?;
+        // Boxed, as restores are rare: each Start would have room for it.
+        Box::pin(self.create_init(cancel)).await?;
         self.watch_init();
         Ok(())
     }

@@ -68,19 +68,15 @@ impl Calls {
         kind: Kind,
         cancel: &Cancel,
     ) -> Result<Turn<'a>> {
-        if kind == Kind::Delete {
-            let lock = self.lock_for_delete(process, cancel).await?;
-            let call = self.register(process, kind, cancel);
-            return Ok(Turn {
-                _lock: lock,
-                _call: call,
-            });
-        }
-        let call = self.register(process, kind, cancel);
-        let lock = cancel.unless(process.lock()).await?;
+        // A Delete that waits is not to be cut short by a later one.
+        let waiting = (kind != Kind::Delete).then(|| self.register(process, kind, cancel));
+        let lock = match &waiting {
+            Some(_) => cancel.unless(process.lock()).await?,
+            None => self.lock_for_delete(process, cancel).await?,
+        };
         Ok(Turn {
             _lock: lock,
-            _call: call,
+            _call: waiting.unwrap_or_else(|| self.register(process, kind, cancel)),
         })
     }
 
@@ -91,29 +87,26 @@ impl Calls {
         process: &'a Rc<Process>,
         cancel: &Cancel,
     ) -> Result<MutexGuard<'a, ()>> {
-        let lock = timeout(CALL_TIMEOUT, process.lock());
-        if let Ok(lock) = cancel.unless(lock).await? {
-            return Ok(lock);
+        for (limit, cuts_deletes) in [(CALL_TIMEOUT, false), (DELETE_TIMEOUT, true)] {
+            let lock = timeout(limit, process.lock());
+            if let Ok(lock) = cancel.unless(lock).await? {
+                return Ok(lock);
+            }
+            self.cut_short(Cause::Deleted, &|call| {
+                let is_same = Rc::ptr_eq(&call.process, process);
+                match call.kind {
+                    Kind::Delete => cuts_deletes && is_same,
+                    Kind::EndsWithInit | Kind::OutlivesInit => is_same || !process.is_exec(),
+                }
+            });
         }
-        let is_same = |call: &Call| Rc::ptr_eq(&call.process, process);
-        let is_deleted_with = |call: &Call| !process.is_exec() || is_same(call);
-        self.cut_short(Cause::Deleted, |call| {
-            call.kind != Kind::Delete && is_deleted_with(call)
-        });
-        let lock = timeout(DELETE_TIMEOUT, process.lock());
-        if let Ok(lock) = cancel.unless(lock).await? {
-            return Ok(lock);
-        }
-        self.cut_short(Cause::Deleted, |call| {
-            call.kind == Kind::Delete && is_same(call)
-        });
         Ok(cancel.unless(process.lock()).await?)
     }
 
     /// The init has exited: cuts short what has no purpose without it, now and later.
     pub fn init_exited(&self) {
         self.init_exited.set(true);
-        self.cut_short(Cause::InitExited, |call| call.kind == Kind::EndsWithInit);
+        self.cut_short(Cause::InitExited, &|call| call.kind == Kind::EndsWithInit);
     }
 
     fn register(&self, process: &Rc<Process>, kind: Kind, cancel: &Cancel) -> Registered<'_> {
@@ -134,7 +127,7 @@ impl Calls {
         }
     }
 
-    fn cut_short(&self, cause: Cause, selects: impl Fn(&Call) -> bool) {
+    fn cut_short(&self, cause: Cause, selects: &dyn Fn(&Call) -> bool) {
         let calls = self.calls.borrow();
         for call in calls.values().filter(|call| selects(call)) {
             call.cancel.cancel(cause);

@@ -467,7 +467,9 @@ impl Call<'_> {
     async fn run(self, cancel: &Cancel) -> std::result::Result<Vec<u8>, Failure> {
         let about = CommandLog::new(self.verb, self.id, "", &self.command);
         let Call { command, log, .. } = self;
-        command::run(self.reaper, command, log, Output::Captured, cancel, about).await
+        let run = command::run(self.reaper, command, log, Output::Captured, cancel, about);
+        // Boxed: the future of each request has less room to keep.
+        Box::pin(run).await
     }
 
     async fn run_with(
@@ -482,9 +484,8 @@ impl Call<'_> {
             Output::Captured
         };
         let about = CommandLog::new(self.verb, self.id, io.exec_id(), &self.command);
-        command::run(self.reaper, self.command, self.log, output, cancel, about)
-            .await
-            .map(drop)
+        let run = command::run(self.reaper, self.command, self.log, output, cancel, about);
+        Box::pin(run).await.map(drop)
     }
 }
 

@@ -162,7 +162,9 @@ impl Container {
             gid: self.options.io_gid,
             reaper: &self.shared.reaper,
         };
-        let opened = cancel.unless(stdio::open(&process.stdio, &owner)).await;
+        // Boxed: it is by far the largest part of a request's future.
+        let opening = Box::pin(stdio::open(&process.stdio, &owner));
+        let opened = cancel.unless(opening).await;
         let mut opened = opened.unwrap_or_else(|c| Err(Error::from(c).within("open stdio")))?;
         opened.copy_early()?;
         Ok(opened)

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_is_an_error() {
+    async fn panic_is_an_error() {
         let work = || panic!("on purpose");
         let work: fn() = work;
         assert!(run(work).await.is_err());

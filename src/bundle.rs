@@ -247,7 +247,7 @@ mod tests {
 
     /// What we read of a spec is where the specification has it.
     #[test]
-    fn a_spec_by_the_specification() {
+    fn spec_with_all_fields() {
         let spec = oci_spec::runtime::Spec::default();
         let spec: Spec = serde_json::from_value(serde_json::to_value(spec).unwrap()).unwrap();
         assert!(spec.has_private_pid_namespace());
@@ -273,13 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn a_joined_pid_namespace_is_not_private() {
+    fn joined_pid_namespace_is_not_private() {
         let json = r#"{"linux":{"namespaces":[{"type":"network"},{"type":"pid","path":"/proc/1/ns/pid"}]}}"#;
         assert!(!spec(json).unwrap().has_private_pid_namespace());
     }
 
     #[test]
-    fn a_missing_or_broken_spec_is_named() {
+    fn error_names_a_missing_or_malformed_spec() {
         let (_dir, bundle) = bundle();
         let text = bundle.spec().unwrap_err().to_string();
         assert!(
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn options_survive_and_are_private() {
+    fn options_are_read_back_and_private() {
         let (_dir, bundle) = bundle();
         let options = Options {
             binary_name: "crun".into(),
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn options_as_go_or_nobody_wrote_them() {
+    fn options_written_by_go_or_missing() {
         let (_dir, bundle) = bundle();
         assert_eq!(bundle.options().unwrap(), Options::default());
         put(&bundle, "runtime", "youki");
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn rootfs_is_made_once() {
+    fn rootfs_is_created_once() {
         let (_dir, bundle) = bundle();
         for _ in 0..2 {
             bundle.make_rootfs().unwrap();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn address_of_every_daemon() {
+    fn address_of_each_containerd() {
         let (_dir, bundle) = bundle();
         assert_eq!(bundle.address(), Ok(None));
         bundle.write_address("unix:///s/1").unwrap();

@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn work_that_ends_in_time_is_not_cut_short() {
+    async fn work_that_ends_in_time_is_not_cancelled() {
         let cancel = Cancel::new();
         cancel.cancel(Cause::RequestEnded);
         let work = async {
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_has_its_grace_and_no_more() {
+    async fn work_is_cancelled_after_its_grace() {
         let cancel = Cancel::new();
         let start = Instant::now();
         cancel.cancel(Cause::InitExited);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_cause_that_leaves_less_time_counts() {
+    async fn cause_that_leaves_less_time_counts() {
         let (cancel, start) = (Cancel::new(), Instant::now());
         cancel.cancel(Cause::RequestEnded);
         cancel.cancel(Cause::Deleted);

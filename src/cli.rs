@@ -222,7 +222,7 @@ mod tests {
         -publish-binary /usr/bin/containerd -id c1";
 
     #[test]
-    fn start_as_every_daemon_sends_it() {
+    fn start_line_of_each_containerd() {
         let env = [("TTRPC_ADDRESS", "/run/t.sock"), ("SCHED_CORE", "1")];
         let expected = Flags {
             debug: true,
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn no_word_or_an_unknown_one_is_the_server() {
+    fn no_action_or_an_unknown_one_serves() {
         assert_eq!(action(LINE, &[]), Ok(Action::Serve(flags())));
         let got = action(&format!("{LINE} frobnicate"), &[]);
         assert_eq!(got, Ok(Action::Serve(flags())));
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn actions_by_hand_get_errors_that_say_what_exists() {
+    fn errors_for_people_list_the_actions() {
         let text = |line: &str| action(line, &[]).unwrap_err().to_string();
         assert_eq!(
             text("frobnicate"),
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_opted_into() {
+    fn json_reply_is_opt_in() {
         let expected = Flags {
             json_reply: true,
             ..flags()

@@ -313,14 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_or_missing_bundle_is_clean() {
+    fn empty_or_missing_bundle_needs_no_cleanup() {
         let (_dir, bundle) = bundle();
         assert_eq!(clean(&bundle), (0, vec![]));
         assert_eq!(clean(&Bundle::at("/no/such/bundle")), (0, vec![]));
     }
 
     #[test]
-    fn the_reply_names_init_and_its_end() {
+    fn reply_has_inits_pid_and_exit() {
         let (_dir, bundle) = bundle();
         fs::write(bundle.init_pid_file(), "4711").unwrap();
         let flags = Flags {
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_files_are_warnings() {
+    fn malformed_files_are_warnings() {
         let (_dir, bundle) = bundle();
         for name in ["options.json", "bootstrap.json", "init.pid"] {
             fs::write(bundle.path().join(name), "{").unwrap();
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_servers_socket_goes_and_a_live_ones_stays() {
+    fn only_the_socket_of_a_dead_server_is_removed() {
         let (dir, bundle) = bundle();
         let path = dir.path().join("socket");
         bundle.write_address(&socket::address(&path)).unwrap();
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn init_is_known_by_its_cgroup() {
+    fn init_is_identified_by_its_cgroup() {
         for (path, cgroups, expected) in [
             ("/k8s.io/c1", "0::/k8s.io/c1\n", true),
             ("/k8s.io/c1", "4:memory:/\n3:pids:/k8s.io/c1/nested\n", true),
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn init_that_lives_on_is_an_error() {
+    async fn init_that_is_still_alive_is_an_error() {
         let proc = tempfile::tempdir().unwrap();
         let init = init(proc.path(), "/k8s.io/c1");
         let put = |name, text| fs::write(proc.path().join(name), text).unwrap();
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_the_runtime_knows_is_deleted_by_it() {
+    fn container_with_runtime_state_is_deleted_by_the_runtime() {
         let (_dir, bundle) = with_runtime("true");
         assert_eq!(clean(&bundle), (0, vec![]));
         let (_dir, bundle) = with_runtime("false");
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn container_whose_state_the_runtime_cannot_read_is_forgotten() {
+    fn unreadable_runtime_state_is_removed() {
         let (dir, bundle) = with_runtime("false");
         let state = dir.path().join("root/no-such-namespace/c1");
         fs::write(state.join("state.json"), "").unwrap();

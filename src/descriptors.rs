@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_being_started_counts() {
+    fn descriptors_of_pending_starts_count() {
         let limit = sys::fd::limit().unwrap();
         let mut claims = Vec::new();
         let refused = loop {

@@ -778,7 +778,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_s_fields_are_all_there() {
+    fn events_have_all_fields() {
         let (_, packed) = convert(Event::Create {
             container_id: "c".into(),
             bundle: "/b".into(),
@@ -832,7 +832,7 @@ mod tests {
     }
 
     #[test]
-    fn the_call_is_containerd_s() {
+    fn forward_call_is_as_containerds() {
         in_stopped_time(async {
             let containerd = Containerd::new(&[]);
             let events = containerd.events();
@@ -856,7 +856,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_in_mid_stream_loses_and_reorders_nothing() {
+    fn restart_of_containerd_keeps_all_events_in_order() {
         in_stopped_time(async {
             let containerd = Containerd::new(&[Reply::Take, Reply::Take, Reply::Die]);
             let events = containerd.events();
@@ -878,7 +878,7 @@ mod tests {
     }
 
     #[test]
-    fn a_containerd_that_comes_late_gets_everything() {
+    fn events_are_kept_until_containerd_listens() {
         in_stopped_time(async {
             let containerd = Containerd::new(&[]);
             let events = containerd.events();
@@ -896,7 +896,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_asked_again_but_not_of_an_invalid_event() {
+    fn refused_events_are_retried_unless_invalid() {
         in_stopped_time(async {
             use Reply::{Invalid, Take, Unavailable};
             let containerd = Containerd::new(&[Unavailable, Unavailable, Take, Invalid]);
@@ -918,7 +918,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_is_refused_for_good_holds_up_the_others_for_a_while_only() {
+    fn permanently_refused_event_is_dropped_after_a_while() {
         in_stopped_time(async {
             for (reply, time) in [(Reply::Unknown, REFUSED), (Reply::Unavailable, STARTING)] {
                 let tries = 1 + time.as_secs() as usize;
@@ -942,7 +942,7 @@ mod tests {
     }
 
     #[test]
-    fn a_containerd_that_never_starts_is_waited_for_once() {
+    fn start_of_containerd_is_awaited_once() {
         in_stopped_time(async {
             let containerd = Containerd::new(&[Reply::Unavailable; 1000]);
             let events = containerd.events();
@@ -958,7 +958,7 @@ mod tests {
     }
 
     #[test]
-    fn an_oom_that_follows_one_of_its_container_is_not_told_again() {
+    fn repeated_oom_of_a_container_is_not_published() {
         in_stopped_time(async {
             let containerd = Containerd::new(&[]);
             let events = containerd.events();
@@ -985,7 +985,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_listens_is_told_and_a_pause_ends_when_time_is_short() {
+    fn nobody_listens_and_shutdown_shortens_the_pause() {
         in_stopped_time(async {
             let containerd = Containerd::new(&[]);
             let events = containerd.events();
@@ -1011,7 +1011,7 @@ mod tests {
     }
 
     #[test]
-    fn a_containerd_that_hangs_is_given_five_seconds() {
+    fn attempt_to_a_hanging_containerd_ends_after_five_seconds() {
         in_stopped_time(async {
             let containerd = Containerd::new(&[Reply::Hang]);
             let events = containerd.events();
@@ -1037,7 +1037,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_died_while_idle_costs_no_pause() {
+    fn reconnect_after_an_idle_disconnect_is_immediate() {
         in_stopped_time(async {
             let containerd = Containerd::new(&[]);
             let events = containerd.events();
@@ -1076,7 +1076,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_address_nothing_is_kept() {
+    fn events_without_an_address_are_dropped() {
         in_stopped_time(async {
             let events = Events::new(String::new(), "ns".into());
             events.publish(start(1));
@@ -1087,7 +1087,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20))]
         #[test]
-        fn whatever_containerd_does_events_arrive_in_order(
+        fn events_arrive_in_order_with_any_behaviour_of_containerd(
             script in proptest::collection::vec(
                 prop_oneof![
                     4 => Just(Reply::Take),

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn features_are_passed_on_to_the_letter() {
+    fn features_are_passed_on_unchanged() {
         let newer = br#"{ "ociVersionMin":"1.0.0","newer":null }"#.to_vec();
         let features = info(None, json_object(newer.clone())).features.unwrap();
         assert_eq!(features.type_url, FEATURES_TYPE);
@@ -132,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_no_features() {
+    fn output_that_is_not_json_is_ignored() {
         for printed in ["", "no such command\n", "[]", "{", "{} {}"] {
             assert_eq!(json_object(printed.into()), None, "{printed:?}");
         }
     }
 
     #[test]
-    fn a_runtime_that_does_not_tell_has_no_features() {
+    fn runtime_without_features() {
         // Fails; says nothing; says something else.
         for binary in ["false", "true", "echo"] {
             let info = answer(&options(binary).write_to_bytes().unwrap()).unwrap();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_runtime_is_gos_error() {
+    fn missing_runtime_has_gos_error() {
         let input = options("no-such-runtime").write_to_bytes().unwrap();
         let error = answer(&input).unwrap_err();
         assert_eq!(

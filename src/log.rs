@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn every_day_follows_the_one_before() {
+    fn consecutive_days() {
         let length = |year: u64, month| match month {
             2 if year.is_multiple_of(4) != year.is_multiple_of(100) || year.is_multiple_of(400) => {
                 29
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_logrus_lines() {
+    fn lines_are_as_logrus_writes_them() {
         let line = format_line(
             at(0, 0),
             Level::Warn,
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lines_are_cut_and_stay_whole() {
+    fn long_lines_are_truncated_at_a_character() {
         for text in ["x", "é", "\"", "\\", "\x07", "€\\"] {
             for shift in 0..4 {
                 let message = format!("{}{}", "a".repeat(shift), text.repeat(5000));
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_quoted_where_they_must_be() {
+    fn values_are_quoted_if_necessary() {
         assert_eq!(Value("k8s.io").to_string(), "k8s.io");
         assert_eq!(Value("a b\"").to_string(), r#""a b\"""#);
         assert_eq!(Value("").to_string(), r#""""#);
@@ -428,7 +428,7 @@ mod tests {
     ];
 
     #[test]
-    fn lines_parse_as_logfmt_whatever_they_are_about() {
+    fn any_line_parses_as_logfmt() {
         let logger = FifoLogger::new(io::empty(), "server 1", "k8s.io");
         for text in ODD_TEXTS {
             let pairs = [("path", text), ("exec", text), ("id", text)];
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_id_has_the_servers_and_no_empty_field() {
+    fn line_without_an_id_has_the_servers_id() {
         let logger = FifoLogger::new(io::empty(), "server 1", "n");
         for pairs in [&[][..], &[("id", ""), ("exec", "")]] {
             assert_eq!(logger.fields(&pairs), " id=\"server 1\" namespace=n");
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn long_fields_are_cut_and_the_line_stays_whole() {
+    fn long_fields_are_truncated() {
         let logger = FifoLogger::new(io::empty(), "s", "n");
         for text in ["x", "é", "\"", "\\", "\x07", " "] {
             let long = text.repeat(5000);
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_reaches_the_fifo() {
+    fn line_is_written_to_the_fifo() {
         let (_dir, logger, mut reader) = fifo();
         logger.line(Level::Info, format_args!("hello"), &NO_FIELDS);
         let text = read_all(&mut reader);
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_no_room_is_counted() {
+    fn dropped_lines_are_counted() {
         let (_dir, logger, mut reader) = fifo();
         let written = 5000;
         for n in 0..written {
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn no_fifo_is_an_error() {
+    fn missing_fifo_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert!(open(&dir.path().join("log")).is_err());
     }

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_oom_kill_is_told_when_it_happens_and_only_once() {
+    async fn oom_kill_is_reported_once() {
         let Some(own) = Own::with_limit() else { return };
         locally(async {
             let told = Told::default();
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn finish_tells_what_the_task_had_no_time_for() {
+    async fn finish_reports_pending_oom_kills() {
         let Some(own) = Own::with_limit() else { return };
         locally(async {
             let told = Told::default();
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kill_in_a_cgroup_below_counts() {
+    async fn oom_kill_in_a_child_cgroup_counts() {
         let Some(own) = Own::with_limit() else { return };
         let nested = Own(own.0.join("nested"));
         fs::create_dir(&nested.0).unwrap();
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_a_cgroup_is_no_oom_kill() {
+    async fn removal_of_a_cgroup_is_not_an_oom_kill() {
         let Some(own) = Own::with_limit() else { return };
         locally(async {
             let told = Told::default();
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_a_cgroup_right_after_a_notification_is_one() {
+    async fn removal_right_after_a_notification_is_an_oom_kill() {
         let Some(own) = Own::with_limit() else { return };
         locally(async {
             let told = Told::default();
@@ -458,7 +458,7 @@ mod tests {
     /// `memory.events` works as `cgroup.events` does, which is there without a
     /// memory controller.
     #[tokio::test]
-    async fn on_v2_a_change_of_the_file_is_seen() {
+    async fn change_of_the_v2_file_is_seen() {
         let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
         let Some(own) = mounts.iter().find_map(|mount| Own::in_hierarchy(mount)) else {
             return;
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slice_tells_what_its_scope_cannot_any_more() {
+    fn oom_kill_of_a_removed_scope_is_read_from_its_slice() {
         let dir = tempfile::tempdir().unwrap();
         let scope = dir.path().join("x.slice/c.scope");
         fs::create_dir_all(&scope).unwrap();
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_the_files_there_is_an_error() {
+    async fn missing_files_are_an_error() {
         let dir = tempfile::tempdir().unwrap();
         for memory in [MemoryDir::V1(dir.path()), MemoryDir::V2(dir.path())] {
             let error = OomWatch::watch(memory, Box::new(|| ())).err().unwrap();
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn stuck_is_who_is_short_of_memory_and_not_killed() {
+    fn under_oom_without_a_kill_is_stuck() {
         assert!(is_stuck("oom_kill_disable 1\nunder_oom 1\noom_kill 0\n"));
         assert!(!is_stuck("oom_kill_disable 0\nunder_oom 1\noom_kill 0\n"));
         assert!(!is_stuck("oom_kill_disable 1\nunder_oom 0\noom_kill 0\n"));

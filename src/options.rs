@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_the_defaults() {
+    fn empty_options_are_the_defaults() {
         let defaults = Ok(Options::default());
         assert_eq!(Options::decode(None), defaults);
         assert_eq!(Options::decode(Some(&Any::default())), defaults);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_options_name_what_is_wrong() {
+    fn errors_name_the_invalid_option() {
         let type_error = |url: &str| Options::decode(Some(&any(url, vec![8]))).unwrap_err();
         let wrong = |key: &str| toml(key).unwrap_err();
         for (error, expected) in [
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_gos() {
+    fn json_is_as_gos() {
         assert_eq!(serde_json::to_string(&Options::default()).unwrap(), "{}");
         let some = Options {
             binary_name: "crun".into(),

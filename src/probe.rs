@@ -88,7 +88,7 @@ mod tests {
     use std::time::Instant;
 
     #[test]
-    fn server_that_does_not_answer_is_given_up() {
+    fn probe_of_a_silent_server_times_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let _silent = UnixListener::bind(&path).unwrap();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn server_that_is_gone_says_nothing() {
+    fn probe_of_a_missing_server_is_none() {
         let versions = [Version::V3, Version::V2];
         let none = first_supported(Path::new("/no/such/socket"), "ns", "c1", versions);
         assert_eq!(none.unwrap(), None);

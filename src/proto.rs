@@ -152,7 +152,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn fields_are_counted_in_messages_too() {
+    fn fields_of_nested_messages_are_counted() {
         let mounts = |count: usize, options: usize| {
             let mount = Mount {
                 options: vec![String::new(); options],
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_json_text_is_no_message_of_many_fields() {
+    fn large_json_text_does_not_count_as_many_fields() {
         let json = format!("{{\"args\":[{}\"\"]}}", "\"\\n\\t\",".repeat(100_000));
         let spec = Any {
             type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn timestamps_are_go_s() {
+    fn timestamps_are_as_gos() {
         let of = |time| {
             let stamp = timestamp(time);
             (stamp.seconds, stamp.nanos)

@@ -467,7 +467,7 @@ mod tests {
     use std::process::Stdio;
 
     #[test]
-    fn signal_after_the_reap_is_refused_even_if_the_pid_is_used_again() {
+    fn signal_after_reaping_is_refused() {
         let reaper = Reaper::new();
         let mut command = Command::new("sleep");
         command
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn adopted_after_its_exit_it_cannot_be_signalled() {
+    fn process_adopted_after_its_exit_cannot_be_signalled() {
         let reaper = Reaper::new();
         let _unclaimed_exits = reaper.keep_unclaimed_exits();
         let pid = std::process::id() as i32;

@@ -178,7 +178,7 @@ mod tests {
     use std::sync::Barrier;
 
     #[test]
-    fn joins_as_go_does() {
+    fn socket_dir_is_joined_as_go_does() {
         for (elements, expected) in [
             (&["/run/c.sock", "ns", "id"][..], "/run/c.sock/ns/id"),
             (&["/run//x/../c.sock/", "ns", "id"], "/run/c.sock/ns/id"),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn named_as_containerd_names_it() {
+    fn socket_name_is_as_containerds() {
         let expected =
             "/run/containerd/s/0ddfbd72d02b3551e75f3a0ed90b9965b533401be618f43a568bc522764e0ad0";
         for (dir, grpc) in [
@@ -214,14 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn named_as_measured_with_a_daemon() {
+    fn socket_name_is_as_measured_with_containerd() {
         let path = path(DEFAULT_DIR, "/run/rsrch/c.sock", "default", "t1");
         let name = "52486d244e1bfe1b19a2c4a0af782f04e7183d7b4d9912769b6535c959f818c6";
         assert_eq!(path, Path::new(DEFAULT_DIR).join(name));
     }
 
     #[test]
-    fn a_claimed_socket_is_private_and_served() {
+    fn claimed_socket_is_private_and_served() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("new/dir/socket");
         let listener = claim_free(&path);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_servers_socket_is_replaced_or_removed() {
+    fn socket_of_a_dead_server_is_replaced_or_removed() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("socket");
         stop(claim_free(&path));
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_with_no_room_is_served() {
+    fn server_with_a_full_backlog_is_alive() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("socket");
         let fd = stream_socket(SockFlag::SOCK_CLOEXEC).unwrap();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_claims_at_once_one_wins() {
+    fn one_of_many_concurrent_claims_wins() {
         const CLAIMS: usize = 8;
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("socket");
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_too_long_is_an_error() {
+    fn too_long_path_is_an_error() {
         let path = std::env::temp_dir().join("x".repeat(108));
         assert!(claim(&path).is_err());
     }

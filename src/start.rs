@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn no_input_is_an_old_daemon() {
+    fn empty_input_is_containerd_before_2_3() {
         assert_eq!(Request::decode(&flags(), b""), Ok(plain()));
         let debug = Flags {
             debug: true,
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_an_old_daemon() {
+    fn options_are_containerd_before_2_3() {
         let expected = Request {
             options: crun_in_shims(),
             ..plain()
@@ -416,13 +416,13 @@ mod tests {
 
     /// Create refuses them: there the client learns it.
     #[test]
-    fn options_of_another_type_are_not_for_start() {
+    fn options_of_another_type_are_ignored_by_start() {
         let got = Request::decode(&flags(), b"\x0a\x09some.Type");
         assert_eq!(got, Ok(plain()));
     }
 
     #[test]
-    fn params_are_a_new_daemon() {
+    fn bootstrap_params_are_containerd_2_3() {
         let expected = Request {
             dialect: Dialect::Protobuf,
             debug: true,
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_params_leave_out_the_flags_say() {
+    fn flags_replace_missing_params() {
         let got = Request::decode(&flags(), b"\x0a\x02c1\x12\x06k8s.io\x4a\x00");
         let expected = Request {
             dialect: Dialect::Protobuf,
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_by_their_bytes() {
+    fn encoded_replies() {
         let encode = |dialect: Dialect| {
             let reply = dialect.encode(SOCKET.into(), dialect.version());
             reply.unwrap()
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_live_server_of_the_pod_is_answered_with() {
+    fn start_replies_with_the_live_server_of_the_pod() {
         for dialect in [Dialect::Plain, Dialect::Json, Dialect::Protobuf] {
             let (dir, bundle, request) = bundle(dialect);
             let socket_dir = request.socket_dir.as_deref().unwrap();
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_spec_nothing_is_made() {
+    fn start_without_a_spec_creates_nothing() {
         let (dir, bundle, request) = bundle(Dialect::Plain);
         fs::remove_file(bundle.path().join("config.json")).unwrap();
         let error = start(&flags(), &request, &bundle, &mut Vec::new()).unwrap_err();

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_forgiving() {
+    fn number_files_with_other_content_are_zero() {
         assert_eq!(number("42\n"), 42);
         assert_eq!(number("max\n"), u64::MAX);
         for odd in ["", "-1", "x", "18446744073709551616"] {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_empty_and_a_broken_one_an_error() {
+    fn missing_file_is_empty_and_malformed_file_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let mut reader = Reader::default();
         assert_eq!(reader.number(dir.path(), "none").unwrap(), 0);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_stay_open_tell_of_now_and_are_looked_for_once() {
+    fn open_files_are_current_and_opened_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "1").unwrap();

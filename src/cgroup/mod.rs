@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn v1_statistics_do_without_controllers_and_end_with_the_last() {
+    fn v1_statistics_need_at_least_one_controller() {
         let (root, cgroup) = v1();
         let hierarchies = root.path().join("sys/fs/cgroup");
         fs::remove_dir_all(hierarchies.join("memory/kt")).unwrap();
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_v2_cgroup_with_no_files_has_zeros_and_one_that_is_gone_none() {
+    fn v2_cgroup_without_files_has_zeros_and_a_removed_one_an_error() {
         let (root, cgroup) = v2();
         let dir = root.path().join("sys/fs/cgroup/system.slice/c.scope");
         fs::remove_dir_all(&dir).unwrap();
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn statistics_that_were_kept_are_told_when_the_cgroup_is_gone() {
+    fn kept_statistics_are_returned_after_the_cgroup_is_removed() {
         let (root, cgroup) = v2();
         let dir = root.path().join("sys/fs/cgroup/system.slice/c.scope");
         cgroup.keep_stats();
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn pids_are_those_of_all_levels_and_never_silently_none() {
+    fn pids_are_those_of_all_levels_or_an_error() {
         for (_root, cgroup) in [v1(), v2()] {
             assert_eq!(cgroup.pids().unwrap(), [3, 7, 20]);
         }
@@ -672,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_shim_is_unknown_nothing_is_the_containers_alone() {
+    fn nothing_is_exclusive_if_the_shims_cgroup_is_unknown() {
         let (root, cgroup) = v2();
         fs::remove_file(root.path().join("proc/self/cgroup")).unwrap();
         assert!(cgroup.check_alone().is_err());
@@ -680,7 +680,7 @@ mod tests {
     }
 
     #[test]
-    fn work_for_an_answer_is_bounded() {
+    fn work_for_pids_is_bounded() {
         let (root, cgroup) = v2();
         let dir = root.path().join("sys/fs/cgroup/system.slice/c.scope");
         let many: String = (100..100 + 2 * PIDS_PER_ANSWER)
@@ -710,7 +710,7 @@ mod tests {
     }
 
     #[test]
-    fn pids_that_are_cut_off_or_not_shown_are_left_out() {
+    fn truncated_and_invisible_pids_are_left_out() {
         assert_eq!(parse_pids(b"12\n0\nx\n34\n5").collect::<Vec<_>>(), [12, 34]);
     }
 
@@ -734,7 +734,7 @@ mod tests {
     }
 
     #[test]
-    fn joining_writes_to_what_exists() {
+    fn join_writes_to_existing_hierarchies() {
         let (root, _) = v1();
         let procs = |dir| {
             root.path()
@@ -756,7 +756,7 @@ mod tests {
     }
 
     #[test]
-    fn joining_what_is_not_there_or_no_plain_path_is_an_error() {
+    fn join_of_a_missing_or_relative_path_is_an_error() {
         let (root, _) = v2();
         let join = |path: &str| join_in(root.path(), Path::new(path), 42).unwrap_err();
         assert_eq!(join("/none").to_string(), "cgroup /none: not found");
@@ -808,7 +808,7 @@ mod tests {
 
     /// Whatever this machine has: the cgroup of real processes, which fork, frozen or not.
     #[tokio::test]
-    async fn the_kernels_own_files_are_understood() {
+    async fn files_of_this_kernel_are_parsed() {
         use std::io::{BufRead, BufReader, Read};
         let real = Real::new("cgroup-test");
         if real.0.is_empty() {

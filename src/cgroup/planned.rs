@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_or_are_of_slices_are_none() {
+    fn names_that_leave_the_root_or_are_slices_are_ignored() {
         for path in ["/", "/a/../b", "../a", "/user.slice", "a/b.slice", "//.."] {
             assert_eq!(names_of(path, "c1", false), [], "{path}");
         }
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_empty_is_removed_in_every_hierarchy() {
+    async fn empty_cgroups_are_removed_in_every_hierarchy() {
         let limit = Duration::from_secs(60);
         let root = system();
         assert!(!planned(&root, "/k/c1").exists());
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_empty_stays() {
+    async fn populated_cgroups_stay() {
         let limit = Duration::from_secs(60);
         let root = system();
         let dir = root.path().join("sys/fs/cgroup/cpu/k/c1/a");
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn relative_names_are_below_or_beside_the_shim() {
+    async fn relative_names_are_below_or_beside_the_shims_cgroup() {
         let root = system();
         for dir in ["cpu/shim/x/c1", "freezer/x/c1"] {
             let dir = root.path().join("sys/fs/cgroup").join(dir);
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn kill_leaves_a_cgroup_of_another_name_alone() {
+    async fn kill_does_not_touch_a_cgroup_of_another_name() {
         let root = system();
         let dir = root.path().join("sys/fs/cgroup/cpu/others");
         fs::create_dir(&dir).unwrap();

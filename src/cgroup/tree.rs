@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_needs_neither_descriptors_nor_a_path() {
+    fn deep_trees_need_neither_descriptors_nor_long_paths() {
         const DEPTH: usize = 3000;
         let root = tempfile::tempdir().unwrap();
         let top = openat(AT_FDCWD, root.path(), DIRECTORY, Mode::empty()).unwrap();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_away_meanwhile_is_left_out() {
+    fn directories_removed_meanwhile_are_left_out() {
         let root = tree(&["", "a", "b"]);
         let mut walk = Walk::new(root.path(), 9).unwrap();
         assert!(walk.enter());

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_that_is_not_there_is_named() {
+    fn error_names_a_missing_helper() {
         let (outcome, dir) = mounted_by("/missing/mount.fuse3");
         let dir = dir.display();
         let expected = format!("mount fuse3.x /missing on {dir}: run /missing/mount.fuse3: ");
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_is_waited_for_and_its_complaint_is_the_error() {
+    fn helper_is_awaited_and_its_output_is_the_error() {
         assert_eq!(mounted_by("true").0, Ok(()));
         let error = mounted_by("ls").0.unwrap_err().to_string();
         assert!(error.contains(": ls exited with 2: "), "{error}");

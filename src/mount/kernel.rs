@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn without_openat2_no_path_leads_out_of_the_root() {
+    fn open_without_openat2_stays_in_the_root() {
         for (path, expected) in [
             ("a", "/a"),
             ("/a/./b/", "/a/b"),

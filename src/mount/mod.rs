@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_bind_mount_is_read_only() {
+    fn read_only_bind_mount_is_read_only() {
         privately(async |dir| {
             let (source, rootfs) = (dir_with_file(dir.join("a"), "file"), dir.join("rootfs"));
             let bind = a_mount("bind", &source, "", &["rbind", "ro", "rprivate"]);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_can_be_remounted() {
+    fn mount_can_be_remounted() {
         privately(async |dir| {
             let rootfs = dir.join("rootfs");
             let tmpfs = |options: &[&str]| a_mount("tmpfs", "tmpfs", "", options);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn when_a_mount_fails_those_before_it_are_undone() {
+    fn failed_mount_undoes_earlier_ones() {
         privately(async |dir| {
             let (source, rootfs) = (dir_with_file(dir.join("a"), "file"), dir.join("rootfs"));
             let good = a_mount("bind", &source, "", &["bind"]);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_may_have_more_layers_than_a_page_has_room_for() {
+    fn overlay_options_may_be_longer_than_a_page() {
         privately(async |dir| {
             let rootfs = dir.join("rootfs");
             let layer = |n| dir_with_file(dir.join(format!("snap/{n}/fs")), &format!("file{n}"));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_does_not_lead_out_of_the_rootfs() {
+    fn target_does_not_leave_the_rootfs() {
         privately(async |dir| {
             let (source, rootfs) = (dir_with_file(dir.join("a"), "file"), dir.join("rootfs"));
             fs::create_dir(rootfs.join("inside")).unwrap();
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bind_mount_maps_owners() {
+    fn bind_mount_maps_owners() {
         privately(async |dir| {
             let (source, rootfs) = (dir_with_file(dir.join("a"), "file"), dir.join("rootfs"));
             chown(source.join("file"), Some(3), Some(4)).unwrap();
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_maps_the_owners_of_its_layers_and_leaves_nothing_else_mounted() {
+    fn overlay_maps_owners_and_leaves_no_other_mount() {
         privately(async |dir| {
             let rootfs = dir.join("rootfs");
             let (low, high) = (
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_mounted_through_a_loop_device_that_goes_with_the_mount() {
+    fn loop_device_is_freed_with_its_mount() {
         privately(async |dir| {
             let (image, rootfs) = (dir.join("image"), dir.join("rootfs"));
             fs::File::create(&image).unwrap().set_len(4 << 20).unwrap();
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn unmount_takes_what_a_later_mount_covers() {
+    fn unmount_includes_covered_mounts() {
         privately(async |dir| {
             let rootfs = dir.join("rootfs");
             let tmpfs = |target| a_mount("tmpfs", "tmpfs", target, &[]);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn unmount_takes_nested_and_stacked_mounts_with_odd_names() {
+    fn unmount_includes_nested_and_stacked_mounts_with_special_names() {
         privately(async |dir| {
             let rootfs = dir.join("rootfs");
             let tmpfs = |target| a_mount("tmpfs", "tmpfs", target, &[]);
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_mount_is_given_up_and_named() {
+    fn busy_mount_is_an_error_that_names_it() {
         privately(async |dir| {
             let rootfs = dir.join("rootfs");
             mount_there(vec![a_mount("tmpfs", "tmpfs", "", &[])], &rootfs)
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn without_mounts_there_is_nothing_to_do_even_without_a_rootfs() {
+    fn unmount_without_mounts_or_rootfs_succeeds() {
         privately(async |dir| {
             mount_there(vec![], &dir.join("missing")).await.unwrap();
         });

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn later_words_win_and_unknown_ones_are_data() {
+    fn later_options_override_and_unknown_ones_are_data() {
         let options = parse(&["ro", "nosuid", "rw", "defaults", "size=1m", "mode=755"]);
         assert_eq!(options.flags, MsFlags::MS_NOSUID);
         assert_eq!(options.data, ["size=1m", "mode=755"]);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_word_changes_what_its_opposite_changes() {
+    fn opposite_options_change_the_same_flag() {
         let opposites = [
             ("async", "sync"),
             ("atime", "noatime"),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn propagation_is_kept_apart() {
+    fn propagation_is_separate() {
         let options = parse(&["rbind", "rprivate"]);
         assert_eq!(options.flags, MsFlags::MS_BIND | MsFlags::MS_REC);
         let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_can_do_is_an_error() {
+    fn unsupported_options_are_errors() {
         let error = |word: &str| {
             MountOptions::parse(&[word.to_string()])
                 .unwrap_err()

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_error_of_each_runtime() {
+    fn last_error_of_each_runtime() {
         let runc = br#"{"level":"warning","msg":"w","time":"t"}
 {"level":"error","msg":"first"}
 {"level":"error","msg":"exec failed: no such file","time":"t"}
@@ -67,7 +67,7 @@ nger line", "x":1}
     }
 
     #[test]
-    fn a_log_without_an_error_has_none() {
+    fn log_without_an_error() {
         assert_eq!(last_error(b""), None);
         assert_eq!(
             last_error(b"{\"level\":\"info\",\"msg\":\"x\"}\n\xff{"),
@@ -76,7 +76,7 @@ nger line", "x":1}
     }
 
     #[test]
-    fn the_first_error_of_criu() {
+    fn first_error_of_criu() {
         let log = "(00.000007) Version: 3.17.1 (gitid 0)\n\
             (00.000016) Warn  (criu/kerndat.c:1103): $XDG_RUNTIME_DIR not set.\n\
             (00.104233) Error (criu/sk-inet.c:191): inet: Connected TCP socket\n\
@@ -88,7 +88,7 @@ nger line", "x":1}
     }
 
     #[test]
-    fn every_runtimes_word_for_gone_and_finished() {
+    fn texts_of_each_runtime_for_no_container_and_finished() {
         for text in [
             "container does not exist",
             "container c1 does not exist.",

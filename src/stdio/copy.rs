@@ -789,7 +789,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_comes_little_by_little_rests() {
+    async fn only_small_transfers_are_delayed() {
         let micros = Duration::from_micros;
         for (moved, pause, rests) in [
             (1, micros(1), true),
@@ -805,7 +805,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_rest_is_followed_by_others_while_that_pays() {
+    async fn delays_continue_while_they_pay() {
         for (gathered, pays) in [(400, true), (399, false), (PIPE / 2, false)] {
             let mut pace = Pace::new();
             rest_of(&mut pace, 100, Duration::ZERO).await.unwrap();
@@ -816,7 +816,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dialogue_rests_ever_less() {
+    async fn dialogue_is_delayed_less_and_less() {
         let mut pace = Pace::new();
         let mut words = 0;
         for rests in 1.. {

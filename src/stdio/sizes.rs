@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn pipes_grow_after_full_transfers_in_a_row_only() {
+    fn pipes_grow_after_consecutive_full_transfers() {
         let ((from, _a), (_b, to)) = (stream(), stream());
         let mut sizes = Sizes::of(&from, &to);
         let small = sizes.smaller();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn full_pipe_shrinks_when_it_was_read() {
+    fn full_pipe_shrinks_after_it_was_read() {
         let ((from, _a), (reader, to)) = (stream(), stream());
         let mut sizes = Sizes::of(&from, &to);
         let small = sizes.smaller();
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn size_that_a_client_chose_stays() {
+    fn size_that_a_client_set_stays() {
         let ((from, _a), (_b, to)) = (stream(), stream());
         let mut sizes = Sizes::of(&from, &to);
         loud(&mut sizes);

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_taken_as_they_are() {
+    fn paths_are_not_decoded() {
         assert_eq!(parse(""), Target::None);
         for path in ["/run/f/1-stdout", "/a%20b?c#d:e", "relative"] {
             assert_eq!(parse(path), Target::Path(path.into()), "{path}");
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_means_nothing_says_so() {
+    fn unknown_uris_are_errors() {
         for (text, part) in [
             (
                 "ttrpc+unix:///a?stream_id=1",

@@ -145,7 +145,7 @@ fn take(opened: &mut Opened, which: usize) -> File {
 }
 
 #[test]
-fn output_outlives_readers() {
+fn output_is_kept_without_readers() {
     const AWAY: usize = 16 << 10;
     const TOTAL: usize = 24 << 20;
     serve(async |reaper| {
@@ -193,7 +193,7 @@ fn output_outlives_readers() {
 }
 
 #[test]
-fn stdin_ends_when_both_the_client_and_close_io_say_so() {
+fn stdin_ends_after_close_io_and_the_clients_close() {
     const SIZE: usize = 5 << 20;
     serve(async |reaper| {
         let client = Client::new();
@@ -233,7 +233,7 @@ fn stdin_ends_when_both_the_client_and_close_io_say_so() {
 }
 
 #[test]
-fn a_client_learns_that_nobody_reads_stdin_any_more() {
+fn client_gets_epipe_when_stdin_is_closed() {
     serve(async |reaper| {
         let client = Client::new();
         let mut opened = open(&client.stdio("in", "", ""), &owner(&reaper))
@@ -256,7 +256,7 @@ fn a_client_learns_that_nobody_reads_stdin_any_more() {
 }
 
 #[test]
-fn one_sided_stdio_is_none_on_the_other_side() {
+fn missing_stdio_is_dev_null() {
     serve(async |reaper| {
         let client = Client::new();
         for (stdio, given) in [
@@ -326,7 +326,7 @@ fn early_copy_keeps_a_short_text_of_a_runtime_that_fails() {
 }
 
 #[test]
-fn early_copy_goes_on_when_the_process_runs() {
+fn early_copy_continues_after_start() {
     serve(async |reaper| {
         let client = Client::new();
         let (mut out, _err) = (client.reader("out"), client.reader("err"));
@@ -378,7 +378,7 @@ fn file_uris_append_both_outputs_to_one_file() {
 }
 
 #[test]
-fn a_path_may_be_a_regular_file() {
+fn path_may_be_a_regular_file() {
     serve(async |reaper| {
         let client = Client::new();
         fs::write(client.path("input"), pattern(0, 100_000)).unwrap();
@@ -397,7 +397,7 @@ fn a_path_may_be_a_regular_file() {
 }
 
 #[test]
-fn a_full_disk_does_not_stop_the_container() {
+fn full_disk_does_not_stop_the_copy() {
     serve(async |reaper| {
         let stdio = Stdio {
             stdout: "/dev/full".into(),
@@ -413,9 +413,9 @@ fn a_full_disk_does_not_stop_the_container() {
 }
 
 #[test]
-fn what_cannot_be_opened_says_why_and_leaves_nothing() {
+fn failed_open_is_explained_and_leaves_nothing() {
     alone(
-        "what_cannot_be_opened_says_why_and_leaves_nothing",
+        "failed_open_is_explained_and_leaves_nothing",
         async |reaper| {
             let client = Client::new();
             let logger = |uri: &str| Stdio {
@@ -514,7 +514,7 @@ async fn settled(before: &[(i32, PathBuf)]) {
 }
 
 #[test]
-fn the_drain_is_bounded_from_the_exit_on() {
+fn drain_is_bounded() {
     serve(async |reaper| {
         tokio::time::pause();
         let client = Client::new();
@@ -549,7 +549,7 @@ fn the_drain_is_bounded_from_the_exit_on() {
 }
 
 #[test]
-fn a_daemon_that_never_stops_writing_does_not_keep_the_drain() {
+fn endless_writer_does_not_extend_the_drain() {
     for terminal in [false, true] {
         serve(async |reaper| {
             tokio::time::pause();
@@ -584,7 +584,7 @@ fn a_daemon_that_never_stops_writing_does_not_keep_the_drain() {
 }
 
 #[test]
-fn a_reader_that_comes_back_after_the_drain_misses_nothing() {
+fn reader_that_returns_after_the_drain_misses_nothing() {
     const FULL: usize = 64 << 10;
     serve(async |reaper| {
         tokio::time::pause();
@@ -615,9 +615,9 @@ fn a_reader_that_comes_back_after_the_drain_misses_nothing() {
 }
 
 #[test]
-fn a_reader_that_was_away_at_the_end_gets_the_rest() {
+fn reader_that_was_absent_at_the_end_gets_the_rest() {
     alone(
-        "a_reader_that_was_away_at_the_end_gets_the_rest",
+        "reader_that_was_absent_at_the_end_gets_the_rest",
         async |reaper| {
             let client = Client::new();
             let reader = client.reader("out");
@@ -642,8 +642,8 @@ fn a_reader_that_was_away_at_the_end_gets_the_rest() {
 }
 
 #[test]
-fn dropping_frees_every_descriptor() {
-    alone("dropping_frees_every_descriptor", async |reaper| {
+fn drop_closes_every_descriptor() {
+    alone("drop_closes_every_descriptor", async |reaper| {
         let client = Client::new();
         let mut readers = [client.reader("out"), client.reader("err")];
         let before = descriptors();
@@ -733,10 +733,10 @@ fn console_socket_falls_back_to_a_temporary_directory() {
 }
 
 #[test]
-fn a_terminal_has_one_master_and_loses_nothing() {
+fn terminal_has_one_master_and_loses_no_output() {
     const SIZE: usize = 3 << 20;
     alone(
-        "a_terminal_has_one_master_and_loses_nothing",
+        "terminal_has_one_master_and_loses_no_output",
         async |reaper| {
             let client = Client::new();
             let mut reader = client.reader("out");
@@ -801,7 +801,7 @@ fn a_terminal_has_one_master_and_loses_nothing() {
 }
 
 #[test]
-fn the_end_of_stdin_hangs_a_terminal_up() {
+fn end_of_stdin_hangs_up_the_terminal() {
     serve(async |reaper| {
         let client = Client::new();
         let reader = client.reader("out");
@@ -820,7 +820,7 @@ fn the_end_of_stdin_hangs_a_terminal_up() {
 }
 
 #[test]
-fn a_terminal_may_log_to_a_file() {
+fn terminal_output_to_a_file() {
     serve(async |reaper| {
         let client = Client::new();
         let path = client.path("new/log");
@@ -842,33 +842,30 @@ fn a_terminal_may_log_to_a_file() {
 }
 
 #[test]
-fn a_terminal_that_does_not_come_is_an_error() {
-    alone(
-        "a_terminal_that_does_not_come_is_an_error",
-        async |reaper| {
-            tokio::time::pause();
-            let stdio = Stdio {
-                terminal: true,
-                ..Stdio::default()
-            };
-            let before = descriptors();
-            for (sent, text) in [(false, "sent no terminal"), (true, "is not a terminal")] {
-                let opened = open(&stdio, &owner(&reaper)).await.unwrap();
-                let socket = opened.console_socket().unwrap().to_owned();
-                let parent = fs::canonicalize(socket.parent().unwrap()).unwrap();
-                if sent {
-                    hand_over(&socket, null().unwrap());
-                }
-                let error = opened.start().await.unwrap_err().to_string();
-                assert!(
-                    error.contains("receive from console socket") && error.contains(text),
-                    "{error}"
-                );
-                assert!(!parent.exists());
-                settled(&before).await;
+fn missing_terminal_is_an_error() {
+    alone("missing_terminal_is_an_error", async |reaper| {
+        tokio::time::pause();
+        let stdio = Stdio {
+            terminal: true,
+            ..Stdio::default()
+        };
+        let before = descriptors();
+        for (sent, text) in [(false, "sent no terminal"), (true, "is not a terminal")] {
+            let opened = open(&stdio, &owner(&reaper)).await.unwrap();
+            let socket = opened.console_socket().unwrap().to_owned();
+            let parent = fs::canonicalize(socket.parent().unwrap()).unwrap();
+            if sent {
+                hand_over(&socket, null().unwrap());
             }
-        },
-    );
+            let error = opened.start().await.unwrap_err().to_string();
+            assert!(
+                error.contains("receive from console socket") && error.contains(text),
+                "{error}"
+            );
+            assert!(!parent.exists());
+            settled(&before).await;
+        }
+    });
 }
 
 /// A logging program: a shell script that gets the directory as `$1`.
@@ -886,8 +883,8 @@ fn script(client: &Client, text: &str, scheme: &str) -> Stdio {
 }
 
 #[test]
-fn a_logger_gets_the_protocol() {
-    alone("a_logger_gets_the_protocol", async |reaper| {
+fn logger_protocol() {
+    alone("logger_protocol", async |reaper| {
         let client = Client::new();
         let before = descriptors();
         let text = "for a in \"$@\"; do echo \"[$a]\"; done >$d/arguments
@@ -924,8 +921,8 @@ fn a_logger_gets_the_protocol() {
 }
 
 #[test]
-fn a_dead_logger_stops_nothing() {
-    alone("a_dead_logger_stops_nothing", async |reaper| {
+fn dead_logger_does_not_stop_the_container() {
+    alone("dead_logger_does_not_stop_the_container", async |reaper| {
         let client = Client::new();
         let before = descriptors();
         let text = "echo >&5; head -c 10 <&3 >$d/stdout; exit 3";
@@ -947,43 +944,40 @@ fn a_dead_logger_stops_nothing() {
 }
 
 #[test]
-fn a_stubborn_logger_is_killed_without_anybody_waiting() {
-    alone(
-        "a_stubborn_logger_is_killed_without_anybody_waiting",
-        async |reaper| {
-            let client = Client::new();
-            let before = descriptors();
-            let text = "trap 'echo >$d/asked' TERM; echo $$ >$d/pid; exec 5>&-
+fn logger_that_ignores_sigterm_is_killed() {
+    alone("logger_that_ignores_sigterm_is_killed", async |reaper| {
+        let client = Client::new();
+        let before = descriptors();
+        let text = "trap 'echo >$d/asked' TERM; echo $$ >$d/pid; exec 5>&-
             while :; do read x; done <$d/in 3<&- 4<&-";
-            // `read` waits: the client holds the FIFO.
-            let hold = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(client.path("in"))
-                .unwrap();
-            let stdio = script(&client, text, "binary");
-            let opened = open(&stdio, &owner(&reaper)).await.unwrap();
-            let pid = fs::read_to_string(client.path("pid")).unwrap();
-            let pidfd = sys::process::pidfd_open(pid.trim().parse().unwrap()).unwrap();
-            let process = End::source(pidfd).unwrap();
-            let streams = opened.start().await.unwrap();
-            tokio::time::pause();
-            let exit = Instant::now();
-            streams.process_exited();
-            streams.drained().await;
-            assert!(exit.elapsed() < LOGGER_END + Duration::from_millis(5));
-            drop(streams);
-            process.readable().await.unwrap();
-            assert!(exit.elapsed() >= Duration::from_secs(12));
-            drop((process, hold));
-            settled(&before).await;
-        },
-    );
+        // `read` waits: the client holds the FIFO.
+        let hold = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(client.path("in"))
+            .unwrap();
+        let stdio = script(&client, text, "binary");
+        let opened = open(&stdio, &owner(&reaper)).await.unwrap();
+        let pid = fs::read_to_string(client.path("pid")).unwrap();
+        let pidfd = sys::process::pidfd_open(pid.trim().parse().unwrap()).unwrap();
+        let process = End::source(pidfd).unwrap();
+        let streams = opened.start().await.unwrap();
+        tokio::time::pause();
+        let exit = Instant::now();
+        streams.process_exited();
+        streams.drained().await;
+        assert!(exit.elapsed() < LOGGER_END + Duration::from_millis(5));
+        drop(streams);
+        process.readable().await.unwrap();
+        assert!(exit.elapsed() >= Duration::from_secs(12));
+        drop((process, hold));
+        settled(&before).await;
+    });
 }
 
 #[test]
-fn a_terminal_may_have_a_logger() {
-    alone("a_terminal_may_have_a_logger", async |reaper| {
+fn terminal_output_to_a_logger() {
+    alone("terminal_output_to_a_logger", async |reaper| {
         let client = Client::new();
         let before = descriptors();
         let text = "exec 5>&-; cat <&4; cat <&3 >$d/log";
@@ -1030,7 +1024,7 @@ async fn send_until_grown(from: &mut File, to: &mut File, grown: impl Fn(&File, 
 }
 
 #[test]
-fn pipes_grow_only_for_those_who_fill_them() {
+fn pipes_grow_only_for_busy_streams() {
     serve(async |reaper| {
         tokio::time::pause();
         let client = Client::new();
@@ -1091,7 +1085,7 @@ fn pipes_shrink_when_the_reader_has_stopped_and_reads_again() {
 }
 
 #[test]
-fn pipe_grows_though_the_other_is_large_already() {
+fn pipe_grows_beside_a_large_one() {
     serve(async |reaper| {
         let client = Client::new();
         let mut opened = open(&client.stdio("in", "", ""), &owner(&reaper))

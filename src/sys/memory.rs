@@ -111,7 +111,7 @@ mod tests {
 
     /// Other tests run meanwhile and map some again.
     #[test]
-    fn the_program_runs_on_with_less_mapped() {
+    fn program_continues_after_release() {
         let fell = || {
             let before = resident();
             release().unwrap();

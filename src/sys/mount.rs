@@ -385,7 +385,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mountinfo_lines_are_understood_with_any_number_of_optional_fields() {
+    fn mountinfo_with_any_number_of_optional_fields() {
         let line = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n";
         let mount = MountInfo::parse(line).unwrap();
         assert_eq!(mount.root(), Path::new("/mnt1"));
@@ -400,14 +400,14 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_undone_and_other_backslashes_kept() {
+    fn mountinfo_escapes_are_decoded() {
         assert_eq!(unescape(br"/a\040b\011c\134d"), Path::new("/a b\tc\\d"));
         assert_eq!(unescape(br"/a\8\04"), Path::new(r"/a\8\04"));
         assert_eq!(unescape(br"/a\777"), Path::new(r"/a\777"));
     }
 
     #[test]
-    fn a_user_namespace_has_the_maps_and_leaves_no_process() {
+    fn user_namespace_has_the_maps_and_leaves_no_process() {
         if !crate::sys::process::root_or_skip() {
             return;
         }

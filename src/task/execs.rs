@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_requests_terminal_wins_and_the_rest_is_kept() {
+    fn terminal_of_the_request_overrides_the_spec() {
         let spec = br#"{"terminal":true,"args":["a"],"new":{"x":1.50}}"#;
         let json = with_terminal(spec, false).unwrap();
         let expected = r#"{"args":["a"],"new":{"x":1.50},"terminal":false}"#;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_that_is_no_json_is_an_invalid_argument() {
+    fn spec_that_is_not_json_is_an_invalid_argument() {
         for spec in [&b""[..], b"{", b"[1]", b"\xff", b"null"] {
             let error = with_terminal(spec, false).unwrap_err();
             assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");

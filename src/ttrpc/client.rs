@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_request_says_what_was_asked() {
+    async fn request_has_all_fields() {
         let (_dir, path, listener) = listen();
         let mut client = Client::connect(&format!("unix://{path}")).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_leaves_the_client_usable() {
+    async fn client_is_usable_after_a_refusal() {
         let error = Error::not_found("x");
         let mut bytes = frame::response(1, Err(error.clone()));
         bytes.extend(frame::response(3, Ok(vec![1])));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_is_too_long_leaves_the_client_usable() {
+    async fn client_is_usable_after_a_too_long_request() {
         let (_dir, path, listener) = listen();
         let mut client = Client::connect(&path).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_transport_ends_the_client() {
+    async fn client_is_unusable_after_a_transport_error() {
         let good = frame::response(1, Ok(vec![1]));
         for (bytes, cause) in [
             (&b""[..], "unexpected end of file"),
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_hangs_is_given_up() {
+    async fn call_to_a_hanging_server_times_out() {
         let (_dir, path, _listener) = listen();
         let mut client = Client::connect(&path).await.unwrap();
         let time = Duration::from_secs(5);
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bad_address_and_an_absent_server_are_named() {
+    async fn errors_name_the_address() {
         let error = Client::connect("vsock://1:2").await.unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument);
         let (_dir, path, _listener) = listen();

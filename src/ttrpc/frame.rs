@@ -356,7 +356,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_request_is_decoded_without_its_metadata() {
+    fn request_is_decoded_without_its_metadata() {
         let metadata = ttrpc::proto::KeyValue::default();
         let request = Request {
             timeout_nano: -1,
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_does_not_keep_the_room_of_metadata() {
+    fn payload_does_not_keep_the_memory_of_metadata() {
         let long = ttrpc::proto::KeyValue {
             value: "v".repeat(1 << 20),
             ..Default::default()
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_refused() {
+    fn malformed_request_is_refused() {
         for body in [
             vec![0x0a, 1, 0xff],
             vec![0x0a, 9, b'a'],
@@ -404,12 +404,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_these_bytes() {
+    fn encoded_request() {
         assert_eq!(request(5, &sample()).unwrap(), SAMPLE);
     }
 
     #[test]
-    fn an_answer_is_these_bytes() {
+    fn encoded_response() {
         let bytes = [0, 0, 0, 3, 0, 0, 0, 9, 2, 0, 0x12, 1, 42];
         assert_eq!(response(9, Ok(vec![42])), bytes);
         let bytes = [
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_too_long_becomes_an_error() {
+    fn too_long_response_becomes_an_error() {
         for answer in [
             Ok(vec![0; MESSAGE_LENGTH_MAX]),
             Err(Error::unknown("x".repeat(MESSAGE_LENGTH_MAX))),
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_survives_the_wire_with_its_text() {
+    fn every_error_kind_is_encoded_and_decoded() {
         for kind in [
             Kind::Unknown,
             Kind::Cancelled,
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_in_any_portions_and_flags_do_not_matter() {
+    fn frames_are_read_in_any_portions() {
         let mut bytes = SAMPLE.to_vec();
         bytes.extend(header(0, 7, MESSAGE_TYPE_REQUEST, 0xff));
         for portion in [1, 3, usize::MAX] {
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_would_block_loses_nothing() {
+    fn read_that_would_block_loses_nothing() {
         let mut reader = Reader::of_requests();
         for byte in &SAMPLE[..SAMPLE.len() - 1] {
             let mut once = Some(*byte);
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_within_a_frame_is_an_error() {
+    fn end_of_file_within_a_frame_is_an_error() {
         for end in 1..SAMPLE.len() {
             let error = Reader::of_requests()
                 .pull(feed(&SAMPLE[..end], &[]))
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_header_is_refused_before_its_payload() {
+    fn invalid_header_is_refused_before_its_payload() {
         for (id, kind) in [(1, 2), (1, 3), (1, 0), (2, 1), (0, 1)] {
             let bytes = header(u32::MAX, id, kind, 0);
             let error = Reader::of_requests().pull(feed(&bytes, &[])).unwrap_err();
@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn an_oversize_payload_is_dropped_and_what_follows_is_read() {
+    fn oversize_payload_is_skipped() {
         let length = MESSAGE_LENGTH_MAX + 1;
         let mut bytes = header(length as u32, 3, MESSAGE_TYPE_REQUEST, 0);
         bytes.resize(bytes.len() + length, 0xaa);
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_ends_an_oversize_payload_at_once() {
+    fn end_of_file_within_an_oversize_payload() {
         let bytes = header(u32::MAX, 3, MESSAGE_TYPE_REQUEST, 0);
         let mut reads = 0;
         let mut read = feed(&bytes, &[]);
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_message_is_taken() {
+    fn longest_message_is_accepted() {
         let mut bytes = header(MESSAGE_LENGTH_MAX as u32, 3, MESSAGE_TYPE_REQUEST, 0);
         bytes.resize(bytes.len() + MESSAGE_LENGTH_MAX, 1);
         let Some(Frame::Message { body, .. }) =
@@ -596,7 +596,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn random_bytes_do_no_harm(
+        fn random_bytes_cause_no_panic(
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
             portions in proptest::collection::vec(1usize..50, 0..20),
         ) {
@@ -604,7 +604,7 @@ mod tests {
         }
 
         #[test]
-        fn random_payloads_of_any_announced_length_do_no_harm(
+        fn random_payloads_of_any_length_cause_no_panic(
             length in prop_oneof![0u32..100, 0u32..20_000, any::<u32>()],
             id in any::<u32>(),
             payload in (any::<u8>(), 0usize..20_000).prop_map(|(byte, n)| vec![byte; n]),
@@ -616,7 +616,7 @@ mod tests {
         }
 
         #[test]
-        fn mutated_and_cut_requests_do_no_harm(
+        fn mutated_and_truncated_requests_cause_no_panic(
             at in 0usize..SAMPLE.len(), to in any::<u8>(), end in 0usize..=2 * SAMPLE.len(),
         ) {
             let mut bytes = [SAMPLE, SAMPLE].concat();
@@ -626,7 +626,7 @@ mod tests {
         }
 
         #[test]
-        fn any_request_comes_back_whole(
+        fn any_request_is_encoded_and_decoded(
             service in ".{0,20}", method in ".{0,20}", timeout_nano in any::<i64>(),
             payload in (any::<u8>(), 0usize..20_000).prop_map(|(byte, n)| vec![byte; n]),
             portions in proptest::collection::vec(1usize..9000, 1..20),

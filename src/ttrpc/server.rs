@@ -762,7 +762,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_come_back_with_their_code_and_text() {
+    fn responses_have_code_and_text() {
         with_server(|f| async move {
             let mut client = f.client().await;
             assert_eq!(call(&mut client, "Echo", b"hi").await, Ok(b"hi".to_vec()));
@@ -774,7 +774,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parked_request_holds_up_no_other() {
+    fn waiting_request_does_not_block_others() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             stream.write_all(&request(1, "Hang", b"")).await.unwrap();
@@ -784,7 +784,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_kept() {
+    fn handler_is_dropped_at_its_deadline() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             let hang = Request {
@@ -802,7 +802,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_goes_takes_its_handlers_with_it() {
+    fn handlers_are_dropped_with_their_client() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             let other = f.raw().await;
@@ -820,7 +820,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_handler_is_an_answer() {
+    fn panic_in_a_handler_is_an_error_response() {
         with_server(|f| async move {
             let mut client = f.client().await;
             for method in ["Panic", "PanicAtOnce"] {
@@ -871,7 +871,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_goes_within_a_frame_does_no_harm() {
+    fn client_that_disconnects_within_a_frame() {
         with_server(|f| async move {
             let echo = request(1, "Echo", b"payload");
             for end in 1..echo.len() {
@@ -884,7 +884,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_decoded_is_refused_and_the_next_request_taken() {
+    fn request_after_an_undecodable_one_is_served() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             let oversize = MESSAGE_LENGTH_MAX as u32 + 1;
@@ -906,7 +906,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_does_not_read_is_not_read_from() {
+    fn client_that_does_not_read_is_not_read_from() {
         with_server(|f| async move {
             let stream = f.raw().await;
             let (mut read, mut write) = stream.into_split();
@@ -995,7 +995,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parked_request_is_short() {
+    fn waiting_request_needs_little_memory() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             let long = vec![0; parked::MAX_PAYLOAD + 1];
@@ -1008,7 +1008,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_requests_that_are_parked_share_one_answer() {
+    fn equal_waiting_requests_share_one_response() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             const ALL: u32 = 10_000;
@@ -1038,7 +1038,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_parked_requests_the_second_is_given_up() {
+    fn second_of_too_many_waiting_requests_is_dropped() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             let park = |i: usize| request(2 * i as u32 + 1, "Park", b"");
@@ -1053,7 +1053,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_parked_calls_one_with_a_deadline_is_given_up_then_the_oldest() {
+    fn calls_with_a_deadline_are_dropped_first_then_the_oldest() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             let park = |i: usize| request(2 * i as u32 + 1, "Park", &i.to_be_bytes());
@@ -1081,7 +1081,7 @@ mod tests {
     }
 
     #[test]
-    fn a_negative_deadline_has_passed() {
+    fn negative_deadline_is_exceeded_at_once() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             let echo = Request {
@@ -1135,7 +1135,7 @@ mod tests {
     }
 
     #[test]
-    fn flushed_waits_for_the_answer_of_a_handler_that_has_returned() {
+    fn flushed_waits_for_responses_of_finished_handlers() {
         with_server(|f| async move {
             f.server.flushed().await;
             let mut stream = f.raw().await;
@@ -1176,7 +1176,7 @@ mod tests {
     }
 
     #[test]
-    fn close_leaves_another_s_file() {
+    fn close_leaves_the_socket_of_another_server() {
         with_server(|f| async move {
             std::fs::rename(&f.path, f.path.with_file_name("moved")).unwrap();
             let successor = UnixListener::bind(&f.path).unwrap();
@@ -1187,7 +1187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_without_a_file_is_served_and_closed() {
+    fn socket_without_a_file_is_served_and_closed() {
         with_server(|_| async {
             use std::os::linux::net::SocketAddrExt;
             use std::os::unix::net::{SocketAddr, UnixStream as StdUnixStream};

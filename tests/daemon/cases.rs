@@ -48,7 +48,7 @@ pub fn exit_by_signal(ctr: &Ctr) {
     running.wait().expect(3, "ready\n");
 }
 
-pub fn stdin_until_its_end(ctr: &Ctr) {
+pub fn stdin_is_read_to_its_end(ctr: &Ctr) {
     let script = "echo ready; exec cat";
     let command = ctr.run_command(&["--rm"], "cat", &["sh", "-c", script]);
     let mut running = Running::with_stdin(command);
@@ -167,11 +167,11 @@ pub fn events_in_order(ctr: &Ctr) {
     assert_eq!(events.tasks_until("delete").join(" "), wanted);
 }
 
-pub fn daemon_restarted(ctr: &Ctr) {
+pub fn containerd_restarted(ctr: &Ctr) {
     ctr.detached("box", STAY);
     let before = ctr.task("box");
-    world::stop_daemon();
-    world::start_daemon();
+    world::stop_containerd();
+    world::start_containerd();
     assert_eq!(ctr.task("box"), before);
     ctr.exec("box", "one", "echo still here; exit 2")
         .expect(2, "still here\n");
@@ -184,10 +184,10 @@ pub fn daemon_restarted(ctr: &Ctr) {
     ctr.ok("container delete box");
 }
 
-pub fn exit_while_the_daemon_is_down(ctr: &Ctr) {
+pub fn exit_while_containerd_is_down(ctr: &Ctr) {
     ctr.detached("box", "trap 'exit 9' TERM; while :; do sleep 0.1; done");
     let pid = ctr.task("box").expect("a task").0;
-    world::stop_daemon();
+    world::stop_containerd();
     world::until("the container's end", || {
         let _ = Command::new("kill")
             .arg(pid.to_string())
@@ -195,7 +195,7 @@ pub fn exit_while_the_daemon_is_down(ctr: &Ctr) {
             .status();
         fs::metadata(format!("/proc/{pid}")).is_err()
     });
-    world::start_daemon();
+    world::start_containerd();
     // Since 1.7 containerd deletes a task that it finds without processes, as it does with
     // Go's shim: the exit code is lost then.
     ctr.until_status("box", "STOPPED");
@@ -224,7 +224,7 @@ pub fn shim_killed(ctr: &Ctr) {
         .expect(0, "again\n");
 }
 
-pub fn fifty_at_once(ctr: &Ctr) {
+pub fn fifty_concurrent_containers(ctr: &Ctr) {
     let all: Vec<(i32, Running)> = (1..=50)
         .map(|n| {
             let (id, script) = (

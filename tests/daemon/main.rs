@@ -24,17 +24,17 @@ macro_rules! cases {
         cases! { $version, $naming, cases;
             exit_codes_and_output
             exit_by_signal
-            stdin_until_its_end
+            stdin_is_read_to_its_end
             terminal
             exec
             exec_with_a_terminal
             lifecycle
             attach
             events_in_order
-            daemon_restarted
-            exit_while_the_daemon_is_down
+            containerd_restarted
+            exit_while_containerd_is_down
             shim_killed
-            fifty_at_once
+            fifty_concurrent_containers
             checkpoint_and_restore
             command_not_found
             broken_config
@@ -69,11 +69,11 @@ macro_rules! namings {
                 large_output
                 output_in_small_writes
                 short_input_ends
-                large_input_comes_back
+                large_input_is_echoed
                 large_output_of_terminals
                 clients_killed_during_output
-                daemon_restarted_during_output
-                daemon_restarted_during_output_to_a_logger
+                containerd_restarted_during_output
+                containerd_restarted_during_output_to_a_logger
             }
         }
     };

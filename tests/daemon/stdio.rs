@@ -109,7 +109,7 @@ pub fn short_input_ends(ctr: &Ctr) {
     assert_success(child);
 }
 
-pub fn large_input_comes_back(ctr: &Ctr) {
+pub fn large_input_is_echoed(ctr: &Ctr) {
     let (block, times) = (block(), scaled(4, 64));
     let mut child = spawn(ctr.run_command(&["--rm"], "box", &["cat"]));
     let mut input = child.stdin.take().expect("piped");
@@ -258,18 +258,18 @@ pub fn clients_killed_during_output(ctr: &Ctr) {
     assert_eq!(start + rest.len(), total, "bytes in all");
 }
 
-pub fn daemon_restarted_during_output(ctr: &Ctr) {
+pub fn containerd_restarted_during_output(ctr: &Ctr) {
     const PART: usize = 1 << 20;
     start_counting(ctr, &[]);
     let mut fifo = stdout_fifo();
     let mut output = vec![0; PART];
     fifo.read_exact(&mut output).expect("read the FIFO");
     for _ in 0..scaled(1, 5) {
-        world::stop_daemon();
+        world::stop_containerd();
         let mut part = vec![0; PART];
         fifo.read_exact(&mut part).expect("read the FIFO");
         output.extend(part);
-        world::start_daemon();
+        world::start_containerd();
     }
     let reading = thread::spawn(move || fifo.read_to_end(&mut output).map(|_| output));
     let total = stop_counting();
@@ -279,7 +279,7 @@ pub fn daemon_restarted_during_output(ctr: &Ctr) {
     assert_counted(&output, 0);
 }
 
-pub fn daemon_restarted_during_output_to_a_logger(ctr: &Ctr) {
+pub fn containerd_restarted_during_output_to_a_logger(ctr: &Ctr) {
     let (logger, log) = ("/run/containerd/logger", "/run/containerd/log");
     fs::write(logger, "#!/bin/sh\nexec 5>&-\nexec /bin/cat <&3 >$2\n").expect("write the logger");
     fs::set_permissions(logger, fs::Permissions::from_mode(0o755)).expect("make it executable");
@@ -291,9 +291,9 @@ pub fn daemon_restarted_during_output_to_a_logger(ctr: &Ctr) {
     };
     grows();
     for _ in 0..scaled(1, 5) {
-        world::stop_daemon();
+        world::stop_containerd();
         grows();
-        world::start_daemon();
+        world::start_containerd();
     }
     grows();
     let total = stop_counting();

@@ -17,12 +17,12 @@ const INSIDE: &str = "DAEMON_TEST";
 
 /// The longest that anything a daemon or shim does may take here.
 pub fn limit() -> Duration {
-    stretched(30)
+    scaled(30)
 }
 
 /// A case that hangs gives up after this; most of its steps have their own, shorter limit.
 fn case_limit() -> Duration {
-    stretched(if is_heavy() { 900 } else { 100 })
+    scaled(if is_heavy() { 900 } else { 100 })
 }
 
 /// If even that does not end its world, it is killed after this.
@@ -36,7 +36,7 @@ pub fn is_heavy() -> bool {
 }
 
 /// This many seconds, `PATIENCE` times: an emulated machine needs more than a real one.
-fn stretched(seconds: u64) -> Duration {
+fn scaled(seconds: u64) -> Duration {
     let factor = std::env::var("PATIENCE").map_or(1, |factor| {
         factor.parse().expect("PATIENCE is a whole number")
     });
@@ -100,12 +100,12 @@ pub fn criu_works() -> bool {
 }
 
 /// Kills this world's containerd, as a crash would.
-pub fn stop_daemon() {
+pub fn stop_containerd() {
     control("stop");
 }
 
 /// Starts the containerd again, and waits until it answers.
-pub fn start_daemon() {
+pub fn start_containerd() {
     control("start");
 }
 

@@ -166,29 +166,29 @@ const TABLE: &[Difference] = &[
     // start, delete
     fails(
         GO,
-        "containerd_2_3_starts_it",
+        "start_as_containerd_2_3",
         "before 2.3 the bootstrap message is read as options",
     ),
     fails(
         &[Go2],
-        "containerd_1_6_starts_it",
+        "start_as_containerd_1_6",
         "2.x answers in JSON, which 1.6 takes for an address",
     ),
     fails(
         &[Go2],
-        "address_is_left_in_the_bundle",
+        "address_is_written_to_the_bundle",
         "2.x leaves it to containerd to write the file",
     ),
-    fails(&[Go2], "group_goes_before_sandbox", GROUP),
-    fails(&[Go2], "pod_has_one_server", GROUP),
-    flaky(
+    fails(
         &[Go2],
-        "containers_of_a_pod_started_at_the_same_time",
+        "group_annotation_precedes_sandbox_annotation",
         GROUP,
     ),
+    fails(&[Go2], "pod_has_one_server", GROUP),
+    flaky(&[Go2], "concurrent_starts_of_a_pods_containers", GROUP),
     fails(&[Go2], "client_leaves_while_an_exec_is_started", GROUP),
-    fails(&[Go2], "deletes_at_the_same_time", GROUP),
-    fails(GO1, "runtime_info_is_told", "1.x has no -info"),
+    fails(&[Go2], "concurrent_deletes", GROUP),
+    fails(GO1, "info_is_printed", "1.x has no -info"),
     fails(
         GO,
         "delete_of_an_empty_bundle",
@@ -196,7 +196,7 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "delete_after_a_delete_needs_no_runtime",
+        "second_delete_runs_no_runtime",
         "Go always runs `delete --force`",
     ),
     fails(
@@ -225,11 +225,7 @@ const TABLE: &[Difference] = &[
         "options_in_a_toml_file",
         "Go does not know runtimeoptions.v1",
     ),
-    fails(
-        GO,
-        "options_that_are_no_message",
-        "Go's error has no code of its own",
-    ),
+    fails(GO, "malformed_options", "Go's error has no code of its own"),
     fails(
         GO,
         "checkpoint_options_of_an_unknown_type",
@@ -242,14 +238,14 @@ const TABLE: &[Difference] = &[
         "Go reports every exec as paused, so clients do not delete one that exited",
     ),
     fails(GO, "init_is_pausing_while_the_runtime_pauses_it", LOCK),
-    fails(GO, "pids_of_a_stopped_container_are_no_empty_list", EMPTY),
-    fails(GO, "runtime_fails_to_exec_and_is_asked_again", TWICE),
-    fails(GO, "runtime_is_taken_away", TWICE),
-    flaky(GO, "one_of_many_starts_is_heeded", REFUSED),
-    flaky(GO, "one_of_many_starts_of_an_exec_is_heeded", REFUSED),
+    fails(GO, "pids_of_a_stopped_container_are_not_empty", EMPTY),
+    fails(GO, "exec_start_can_be_repeated_after_it_failed", TWICE),
+    fails(GO, "runtime_binary_is_removed", TWICE),
+    flaky(GO, "only_one_concurrent_start_succeeds", REFUSED),
+    flaky(GO, "only_one_concurrent_start_of_an_exec_succeeds", REFUSED),
     fails(
         GO,
-        "pid_of_an_exec_that_ended_is_anybodys",
+        "signal_after_exec_pid_reuse_is_refused",
         "Go keeps the pids of execs that exited",
     ),
     // signals
@@ -260,40 +256,40 @@ const TABLE: &[Difference] = &[
     ),
     flaky(
         &[Go16],
-        "end_of_an_init_in_anothers_pid_namespace",
+        "exit_of_an_init_in_a_shared_pid_namespace",
         "before 1.6.29 exits are published in the order in which they are reaped",
     ),
-    fails(&[Go2], "end_of_an_init_in_anothers_pid_namespace", GROUP),
+    fails(&[Go2], "exit_of_an_init_in_a_shared_pid_namespace", GROUP),
     // times
     fails(
         GO,
-        "time_of_an_exit_that_is_held_back_is_the_reaps",
+        "delayed_exit_has_the_time_of_its_reaping",
         "Go takes the time at which it publishes the exit",
     ),
     fails(
         GO,
-        "time_of_an_event_that_is_held_back_is_its_makings",
+        "delayed_event_has_the_time_of_its_creation",
         "Go takes the time at which it sends the event",
     ),
     // Shutdown
     flaky(
         GO,
-        "nobody_is_taken_once_shutdown_is_answered",
+        "no_connection_is_accepted_after_shutdown",
         "Go answers before it closes the socket",
     ),
     flaky(
         GO,
-        "start_right_after_shutdown_finds_a_server_that_stays",
+        "start_right_after_shutdown_starts_a_new_server",
         "start finds the server that is about to end",
     ),
     flaky(
         GO,
-        "waits_are_answered_before_the_shim_ends",
+        "waits_are_answered_before_the_shim_exits",
         "Go may end before all answers are sent",
     ),
     fails(
         &[Go2],
-        "shutdown_waits_for_a_container_that_another_client_makes",
+        "shutdown_keeps_a_container_that_another_client_creates",
         GROUP,
     ),
     // mounts
@@ -312,14 +308,10 @@ const TABLE: &[Difference] = &[
         "overlay_with_mapped_owners",
         "Go maps the directory above the layers, without the mounts below it",
     ),
-    fails(
-        GO1,
-        "id_map_that_is_none",
-        "before 2.0 the option is unknown",
-    ),
+    fails(GO1, "invalid_id_map", "before 2.0 the option is unknown"),
     fails(
         &[Go16],
-        "image_on_a_loop_device_past_the_page_cache",
+        "image_on_a_loop_device_with_direct_io",
         "before 1.7 the option is unknown",
     ),
     fails(
@@ -339,28 +331,32 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO1,
-        "target_that_is_not_there",
+        "target_that_does_not_exist",
         "1.6 ignores the target; 1.7 does not name it in the error",
     ),
     fails(
         GO,
-        "fuse_helper_leaves_a_daemon_with_its_output",
+        "fuse_helper_whose_child_keeps_its_output_open",
         "Go waits until the helper's output is closed",
     ),
     fails(
         &[Go16],
-        "what_others_mounted_in_the_rootfs_goes_too",
+        "mounts_of_others_in_the_rootfs_are_unmounted",
         "1.6 unmounts the rootfs only",
     ),
     fails(
         &[Go16],
-        "what_others_mounted_goes_with_a_dead_shim",
+        "delete_action_unmounts_mounts_of_others",
         "1.6 unmounts the rootfs only",
     ),
     fails(GO, "dead_file_system_in_the_rootfs", DEAD),
     fails(GO, "dead_file_system_on_the_rootfs", DEAD),
-    fails(GO, "mount_that_hangs_holds_up_nobody_else", LOCK),
-    fails(&[Go2], "busy_rootfs_is_unmounted_when_it_is_free", GROUP),
+    fails(GO, "hanging_mount_does_not_delay_other_requests", LOCK),
+    fails(
+        &[Go2],
+        "busy_rootfs_is_unmounted_when_it_is_not_busy",
+        GROUP,
+    ),
     // requests
     fails(
         GO,
@@ -369,7 +365,7 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "runtime_gets_the_execs_spec_whole",
+        "runtime_gets_the_complete_exec_spec",
         "Go decodes the spec and passes on the fields that it knows",
     ),
     fails(
@@ -379,12 +375,12 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "container_id_that_is_being_made",
+        "container_id_that_is_being_created",
         "Go leaves this check to the runtime",
     ),
     fails(
         GO,
-        "ids_that_lead_elsewhere",
+        "ids_that_are_paths",
         "Go accepts any id and makes file paths of it",
     ),
     fails(
@@ -399,7 +395,7 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "wait_keeps_to_its_deadline",
+        "wait_ends_at_its_deadline",
         "Go's Wait ignores its deadline",
     ),
     fails(
@@ -415,17 +411,17 @@ const TABLE: &[Difference] = &[
     // the order of exits, and the reaper
     flaky(
         &[Go16],
-        "inits_exit_comes_last_in_a_shared_pid_namespace",
+        "init_exit_is_last_in_a_shared_pid_namespace",
         "before 1.6.29 exits are published in the order in which they are reaped",
     ),
     flaky(
         GO,
-        "container_that_was_never_started_is_deleted",
+        "unstarted_container_can_be_deleted",
         "its exit may be published after its deletion",
     ),
     flaky(
         GO,
-        "many_execs_at_once",
+        "many_concurrent_execs",
         "deadlock: the reaper waits for subscribers that wait for the reaper",
     ),
     // the runtime
@@ -440,13 +436,18 @@ const TABLE: &[Difference] = &[
     fails(GO, "runtime_hangs_in_delete", LOCK),
     fails(
         GO,
-        "runtimes_old_words_are_not_passed_on",
+        "earlier_runtime_error_is_not_reported_again",
         "all runtime commands share a log that Go reads from its start",
     ),
     fails_with("crun", GO, "container_is_restored_when_it_is_started", CRUN),
     fails_with("crun", GO, "init_to_be_restored", CRUN),
     fails_with("crun", GO, "criu_work_path", CRUN),
-    fails_with("crun", GO, "busy_rootfs_is_told_and_unmounted_later", CRUN),
+    fails_with(
+        "crun",
+        GO,
+        "busy_rootfs_is_an_error_and_unmounted_by_a_later_delete",
+        CRUN,
+    ),
     fails_with(
         "crun",
         GO,
@@ -455,23 +456,23 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "runtimes_words_are_found_among_garbage",
+        "runtime_error_is_found_among_malformed_log_lines",
         "a line that is not JSON hides all others",
     ),
     fails(
         GO,
-        "youkis_words_are_found",
+        "youki_error_is_found",
         "Go only knows runc's keys and levels",
     ),
     fails(
         GO,
-        "questions_and_signals_need_no_runtime",
+        "queries_and_signals_run_no_runtime",
         "Go runs `ps` for Pids and `kill` for a signal",
     ),
     // what youki cannot do
-    fails_with("youki", ALL, "pids_are_those_of_cgroups_below_too", BELOW),
-    fails_with("youki", ALL, "cgroups_below_are_killed_too", BELOW),
-    fails_with("youki", ALL, "paused_cgroups_below_are_killed_too", BELOW),
+    fails_with("youki", ALL, "pids_include_child_cgroups", BELOW),
+    fails_with("youki", ALL, "child_cgroups_are_killed", BELOW),
+    fails_with("youki", ALL, "frozen_child_cgroups_are_killed", BELOW),
     fails_with("youki", GO, "created_init", KILLED),
     fails_with("youki", GO, "paused_init", KILLED),
     fails_with(
@@ -492,16 +493,11 @@ const TABLE: &[Difference] = &[
         "exec_in_a_created_container",
         "youki starts execs in running containers only",
     ),
+    fails_with("youki", ALL, "exec_with_an_unknown_capability", CAPABILITY),
     fails_with(
         "youki",
         ALL,
-        "exec_with_a_capability_of_the_future",
-        CAPABILITY,
-    ),
-    fails_with(
-        "youki",
-        ALL,
-        "container_with_a_capability_of_the_future",
+        "container_with_an_unknown_capability",
         CAPABILITY,
     ),
     fails_with("youki", ALL, "no_stdio_is_dev_null", DEV_NULL),
@@ -516,14 +512,14 @@ const TABLE: &[Difference] = &[
     fails(GO, "fifo_as_a_url", "Go opens the URL as if it were a path"),
     fails(
         GO,
-        "stdin_is_open_no_sooner_than_the_container_runs",
+        "stdin_is_opened_at_start",
         "Go opens stdin at Create, so a client without input closes it too early",
     ),
     fails(GO, "stdout_alone", "Go opens the empty path"),
     fails(GO, "stderr_alone", "Go opens the empty path"),
     fails(
         GO,
-        "fifo_that_is_not_there",
+        "fifo_that_does_not_exist",
         "Go leaves the created container behind",
     ),
     fails(
@@ -533,7 +529,7 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "full_disk_does_not_stop_the_container",
+        "full_disk_does_not_block_the_container",
         "a failed write ends Go's copier, and the pipe fills up",
     ),
     fails(
@@ -543,25 +539,25 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "output_that_nobody_takes_fails_create",
+        "create_fails_without_a_fifo_reader",
         "Go waits for the logger without a limit and holds its lock",
     ),
     fails(
         GO,
-        "child_that_keeps_the_output_does_not_keep_its_reader",
+        "child_that_keeps_stdout_open_does_not_block_the_reader",
         "Go's time limit starts with Delete",
     ),
     flaky(
         GO,
-        "reader_that_returns_after_the_exit_gets_the_rest",
+        "reader_gets_the_rest_after_the_exit",
         "Go closes a FIFO without a reader, and what it holds is lost",
     ),
     fails(
         GO,
-        "pipes_grow_for_those_who_fill_them",
+        "pipes_grow_for_busy_streams",
         "Go does not enlarge pipes",
     ),
-    flaky(GO, "fifo_of_an_exec_that_is_not_there", GC),
+    flaky(GO, "exec_fifo_that_does_not_exist", GC),
     flaky(GO, "fifos_leave_no_descriptor", GC),
     flaky(GO, "files_leave_no_descriptor", GC),
     flaky(GO, "loggers_leave_no_descriptor", GC),
@@ -570,10 +566,10 @@ const TABLE: &[Difference] = &[
     flaky(GO, "terminal", GC),
     flaky(GO, "terminal_of_an_exec", GC),
     flaky(GO, "failed_execs_leave_no_descriptor", GC),
-    flaky(GO, "execs_that_nobody_deletes_go_with_the_container", GC),
+    flaky(GO, "undeleted_execs_are_removed_with_the_container", GC),
     depends(
         GO,
-        "no_descriptor_is_passed_on",
+        "runtime_inherits_no_descriptor",
         "Go passes inherited descriptors on",
     ),
     // events
@@ -584,57 +580,61 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "containerd_is_away_for_long",
+        "containerd_is_down_for_long",
         "Go's event queue is full, and every request waits for it",
     ),
     flaky(GO, "containerd_refuses_for_a_while", ORDER),
     flaky(GO, "containerd_restarts", ORDER),
-    flaky(GO, "containerd_restarts_while_nothing_happens", ORDER),
+    flaky(GO, "containerd_restarts_while_the_shim_is_idle", ORDER),
     flaky(GO, "containerd_hangs_and_restarts", ORDER),
     // checkpoint and restore, where there is CRIU
     depends(
         GO,
-        "checkpoint_is_where_its_options_say",
+        "checkpoint_is_written_to_the_paths_of_its_options",
         "Go only uses the request's path",
     ),
     depends(
         GO,
-        "checkpoint_leaves_it_running",
+        "container_keeps_running_after_a_checkpoint",
         "Go does not publish TaskCheckpointed",
     ),
     depends(
         GO,
-        "every_cgroups_mode_is_taken",
+        "every_cgroups_mode_is_accepted",
         "Go ignores the cgroups mode",
     ),
     depends(
         GO,
-        "image_may_build_on_an_earlier_one",
+        "checkpoint_with_a_parent_image",
         "parent_path came with 2.4",
     ),
-    depends(GO, "criu_says_why_it_cannot_dump", CRIU),
+    depends(GO, "criu_error_is_reported", CRIU),
     depends(GO, "failed_restore_leaves_nothing", CRIU),
-    depends(GO, "file_locks_are_kept_on_demand", CRIU),
-    depends(GO, "open_connections_are_kept_on_demand", CRIU),
-    depends(GO, "sockets_to_outside_are_kept_on_demand", CRIU),
+    depends(GO, "file_locks_are_kept_with_file_locks", CRIU),
+    depends(GO, "open_connections_are_kept_with_open_tcp", CRIU),
+    depends(
+        GO,
+        "external_sockets_are_kept_with_external_unix_sockets",
+        CRIU,
+    ),
     // resources
     fails(
         GO,
-        "bad_resources_are_a_clear_error",
+        "invalid_resources_are_a_clear_error",
         "Go decodes the resources itself, and its error does not name them",
     ),
     fails(
         GO,
-        "cgroups_below_are_killed_too",
+        "child_cgroups_are_killed",
         "Go leaves it to the runtime to kill them",
     ),
-    depends(GO, "stats_are_told", CGROUP),
+    depends(GO, "stats_of_a_running_container", CGROUP),
     depends(GO, "stats_of_a_created_container", CGROUP),
     depends(GO, "stats_of_a_stopped_container", CGROUP),
-    depends(GO, "oom_comes_before_the_exit", CGROUP),
+    depends(GO, "oom_event_precedes_the_exit_event", CGROUP),
     flaky(
         GO,
-        "server_is_as_small_after_many_execs_as_before",
+        "many_execs_do_not_grow_the_server",
         "Go keeps its threads",
     ),
     // server limits
@@ -650,37 +650,37 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "parked_waits_cost_little_memory",
+        "waiting_requests_need_little_memory",
         "Go has a goroutine for each",
     ),
     fails(
         GO,
-        "metadata_costs_neither_time_nor_memory",
+        "metadata_needs_neither_time_nor_memory",
         "Go decodes all of it, whatever that takes",
     ),
     fails(
         GO,
-        "a_million_mounts_are_refused",
+        "request_with_a_million_mounts_is_refused",
         "Go decodes all of it, whatever that takes",
     ),
     fails(
         GO,
-        "clients_that_do_not_read_hold_up_no_other",
+        "clients_that_do_not_read_do_not_delay_others",
         "Go goes on reading and answering",
     ),
     fails(
         GO,
-        "a_negative_timeout_has_passed",
+        "negative_timeout_is_exceeded_at_once",
         "Go's handlers do not look at the deadline",
     ),
     fails(
         GO1,
-        "server_ends_soon_when_nobody_listens_for_its_events",
+        "server_exits_soon_if_containerd_does_not_listen",
         "1.x calls that a failure, by its exit code",
     ),
     fails(
         GO,
-        "what_ends_processes_works_without_descriptors_for_new_ones",
+        "kill_and_delete_work_without_free_descriptors",
         "Go keeps no descriptors in reserve",
     ),
     fails(
@@ -690,7 +690,7 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "server_without_client_and_container_ends",
+        "server_without_client_and_container_exits",
         "Go's stays for ever",
     ),
     fails_with(
@@ -702,14 +702,10 @@ const TABLE: &[Difference] = &[
     // an environment that lacks something
     fails(
         GO1,
-        "information_is_told_without_newer_calls",
+        "info_works_without_newer_system_calls",
         "1.x has no -info",
     ),
-    fails(
-        GO1,
-        "information_is_told_without_a_writable_directory",
-        "1.x has no -info",
-    ),
+    fails(GO1, "info_needs_no_writable_directory", "1.x has no -info"),
     fails(
         &[Go17, Go2],
         "image_on_a_loop_device_without_loop_configure",
@@ -722,35 +718,35 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "start_that_cannot_answer_leaves_no_server",
+        "failed_reply_of_start_leaves_no_server",
         "Go leaves the server behind",
     ),
-    fails(GO, "server_of_version_2_is_joined_as_such", JOINED),
-    fails(GO, "server_of_version_3_is_joined_as_such", JOINED),
+    fails(GO, "start_replies_version_2_for_a_version_2_server", JOINED),
+    fails(GO, "start_replies_version_3_for_a_version_3_server", JOINED),
     fails(
         GO,
-        "containerd_1_6_is_told_that_it_cannot_use_a_server_of_version_3",
+        "start_for_containerd_1_6_fails_with_a_version_3_server",
         JOINED,
     ),
-    fails(&[Go2], "server_that_hangs_is_joined", GROUP),
+    fails(&[Go2], "start_joins_a_server_that_hangs", GROUP),
     fails(
         GO,
-        "container_is_deleted_though_the_runtimes_state_is_empty",
+        "delete_succeeds_with_an_empty_runtime_state",
         UNREADABLE,
     ),
     fails(
         GO,
-        "dead_shims_container_is_deleted_though_the_runtimes_state_is_empty",
+        "delete_action_succeeds_with_an_empty_runtime_state",
         UNREADABLE,
     ),
     fails(
         GO,
-        "delete_ends_in_time_though_the_runtime_hangs_and_the_rootfs_is_busy",
+        "delete_action_is_in_time_with_a_hanging_runtime_and_a_busy_rootfs",
         "Go's delete waits for the runtime without a limit",
     ),
     fails(
         GO,
-        "delete_does_not_report_a_container_that_lives_on_as_killed",
+        "delete_action_fails_if_the_container_is_still_alive",
         "Go answers 137 whatever became of the container",
     ),
     fails(
@@ -760,11 +756,11 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "fuse_helper_goes_with_a_killed_server",
+        "fuse_helper_is_killed_with_the_server",
         "Go's helpers outlive it",
     ),
-    fails_with("youki", ALL, "memory_files_are_refused", YOUKI_CALLS),
-    fails_with("youki", ALL, "memory_files_are_unknown", YOUKI_CALLS),
+    fails_with("youki", ALL, "works_with_memfd_create_refused", YOUKI_CALLS),
+    fails_with("youki", ALL, "works_without_memfd_create", YOUKI_CALLS),
     fails_with(
         "youki",
         ALL,
@@ -775,7 +771,7 @@ const TABLE: &[Difference] = &[
     fails_with(
         "crun",
         ALL,
-        "container_is_deleted_though_the_runtimes_state_is_empty",
+        "delete_succeeds_with_an_empty_runtime_state",
         "crun takes it for deleted, and leaves its cgroup",
     ),
     fails_with(
@@ -788,7 +784,7 @@ const TABLE: &[Difference] = &[
     fails(GO, "container_in_the_shims_cgroup_is_refused", SHARED),
     fails(
         GO,
-        "others_that_were_in_the_cgroup_before_are_spared",
+        "processes_that_were_in_the_cgroup_before_are_not_killed",
         SHARED,
     ),
     fails(
@@ -798,10 +794,10 @@ const TABLE: &[Difference] = &[
     ),
     fails(GO, "container_without_cgroups_is_killed_alone", BY_CGROUP),
     fails(GO, "descendants_are_killed_without_cgroups", BY_CGROUP),
-    fails(GO, "signal_to_all_reaches_no_others", BY_CGROUP),
+    fails(GO, "kill_all_signals_no_process_of_others", BY_CGROUP),
     fails(
         GO,
-        "exec_that_left_the_cgroup_does_not_hold_inits_exit",
+        "exec_outside_of_the_cgroup_does_not_delay_inits_exit",
         BY_CGROUP,
     ),
     fails(GO, "pids_of_an_init_that_left_its_cgroup", BY_CGROUP),
@@ -812,10 +808,10 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "frozen_cgroup_below_can_be_killed",
+        "frozen_child_cgroup_can_be_killed",
         "the runtime thaws the container's cgroup only",
     ),
-    fails_with("youki", ALL, "frozen_cgroup_below_can_be_killed", BELOW),
+    fails_with("youki", ALL, "frozen_child_cgroup_can_be_killed", BELOW),
     fails(
         GO,
         "container_is_killed_while_the_runtime_pauses_it",
@@ -831,62 +827,58 @@ const TABLE: &[Difference] = &[
         "delete_kills_a_paused_container_while_the_runtime_hangs",
         "Go waits for the runtime, and kills nobody itself",
     ),
-    fails(
-        GO,
-        "cgroup_of_a_create_that_was_cut_short_is_removed",
-        LEFT_OVER,
-    ),
+    fails(GO, "cgroup_of_a_cancelled_create_is_removed", LEFT_OVER),
     fails(GO, "empty_cgroup_without_a_container_is_removed", LEFT_OVER),
     // stdio_limits
     fails(
         GO,
-        "outputs_without_a_reader_take_no_inotify_instances",
+        "outputs_without_a_reader_use_no_inotify_instance",
         "Go closes a FIFO that nobody reads, with what is in it",
     ),
     fails(
         GO,
-        "log_on_a_dead_file_system_holds_up_nobody_else",
+        "file_log_on_a_dead_file_system_does_not_delay_others",
         "Go opens a log while it holds a lock that every request needs",
     ),
     fails(
         &[Go2],
-        "log_on_a_frozen_file_system_holds_up_nobody_else",
+        "file_log_on_a_frozen_file_system_does_not_delay_others",
         GROUP,
     ),
     fails(GO, "console_socket_is_in_the_bundle", CONSOLE),
     fails(
         GO,
-        "console_socket_goes_with_the_bundle_of_a_dead_shim",
+        "console_socket_is_removed_with_the_bundle_of_a_dead_shim",
         CONSOLE,
     ),
     // bounds
-    fails(GO, "create_that_hangs_can_be_tried_again", HALF),
-    fails(GO, "process_of_an_exec_that_is_cut_short_is_killed", HALF),
-    fails(GO, "pause_that_is_cut_short_is_undone", HALF),
+    fails(GO, "create_can_be_repeated_after_it_hung", HALF),
+    fails(GO, "process_of_a_cancelled_exec_is_killed", HALF),
+    fails(GO, "cancelled_pause_is_undone", HALF),
     fails(
         GO,
-        "start_that_hangs_after_init_was_started_is_a_start",
+        "start_that_hangs_after_it_started_init_counts_as_a_start",
         HALF,
     ),
-    fails(GO, "runtime_that_is_killed_in_create_leaves_nothing", HALF),
+    fails(GO, "killed_runtime_create_leaves_nothing", HALF),
     fails(
         GO,
-        "runtime_that_is_killed_in_create_before_it_has_state_leaves_no_cgroup",
+        "killed_runtime_create_without_state_leaves_no_cgroup",
         HALF,
     ),
     fails(
         GO,
-        "delete_does_not_wait_for_a_start_that_hangs",
+        "delete_cancels_a_hanging_start",
         "Delete waits for the runtime, and fails with it",
     ),
     fails(
         GO,
-        "delete_is_answered_again_until_its_client_had_the_answer",
+        "repeated_delete_gets_the_same_answer_until_it_is_delivered",
         "Go kills the runtime's delete when the client leaves, and keeps the container",
     ),
     fails(
         GO,
-        "exec_whose_logger_is_not_ready_does_not_hold_the_exit",
+        "exec_with_an_unready_logger_does_not_delay_the_exit",
         "init's exit waits for the start of the exec",
     ),
     fails(
@@ -896,12 +888,12 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "runtime_on_a_dead_file_system_holds_up_nobody_else",
+        "runtime_on_a_dead_file_system_does_not_delay_other_requests",
         "Go waits for execve(2) with a lock that others need",
     ),
     fails(
         &[Go2],
-        "config_json_that_blocks_holds_up_nobody_else",
+        "blocking_config_json_does_not_delay_other_requests",
         GROUP,
     ),
     // the command line
@@ -917,57 +909,53 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
-        "unknown_action_is_named_with_the_known_ones",
+        "unknown_action_error_lists_the_actions",
         "Go says that the namespace is empty, and no more",
     ),
     fails(
         GO,
-        "version_says_revision_target_and_compiler",
+        "version_prints_revision_target_and_compiler",
         "Go prints the version of Go, and no target",
     ),
     // memory
-    fails(
-        GO,
-        "memory_of_the_start_is_given_back_at_rest",
-        "Go gives no memory back",
-    ),
+    fails(GO, "idle_server_releases_memory", "Go gives no memory back"),
     // logs
-    fails(GO, "log_says_how_each_container_of_a_pod_exited", LOG),
+    fails(GO, "log_has_the_exit_of_each_container_of_a_pod", LOG),
     fails(GO, "dropped_output_is_logged_with_container_and_path", LOG),
     // faults found by a stranger
     fails_with(
         "youki",
         ALL,
-        "delete_leaves_a_neighbour_in_a_cgroup_of_another_name_alone",
+        "delete_does_not_kill_others_in_a_cgroup_of_another_name",
         "youki kills every process in the cgroup when it deletes a container",
     ),
     fails_with(
         "crun",
         ALL,
-        "delete_leaves_a_neighbour_in_a_cgroup_of_another_name_alone",
+        "delete_does_not_kill_others_in_a_cgroup_of_another_name",
         "crun kills every process in the cgroup when it deletes a container",
     ),
     fails(
         GO,
-        "server_whose_client_left_during_create_ends_soon",
+        "server_exits_soon_after_its_client_left_during_create",
         "Go's stays for ever",
     ),
     fails(
         GO,
-        "cgroup_that_is_frozen_after_the_exit_can_be_deleted",
+        "container_whose_cgroup_is_frozen_after_the_exit_can_be_deleted",
         "the runtime takes it for paused, though nobody is in it",
     ),
     fails(
         GO,
-        "delete_does_not_wait_for_a_delete_that_hangs",
+        "second_delete_cancels_a_hanging_delete",
         "Delete waits for the runtime of another call",
     ),
     fails(
         GO,
-        "exec_that_hangs_can_be_deleted",
+        "hanging_exec_can_be_deleted",
         "Delete waits for the runtime of another call",
     ),
-    fails(GO, "runtime_that_is_killed_in_exec_leaves_no_process", HALF),
+    fails(GO, "killed_runtime_exec_leaves_no_process", HALF),
 ];
 
 /// A row for a case that is gone would never be missed.

@@ -27,6 +27,7 @@ mod cases {
     mod mounts;
     mod options;
     mod pods;
+    mod protocol;
     mod resources;
     mod server_limits;
     mod shutdown;
@@ -38,5 +39,4 @@ mod cases {
     mod unmount;
     mod userns;
     mod wait;
-    mod wire;
 }

@@ -12,9 +12,9 @@ use nix::sys::signal::Signal;
 use super::stdio::{both, logger};
 use super::unmount::Silent;
 use crate::harness::container::Builder;
+use crate::harness::rpc::{Connection, Pending};
 use crate::harness::runtime::{At, FakeRuntime};
 use crate::harness::task::Process;
-use crate::harness::wire::{Connection, Pending};
 use crate::harness::*;
 
 /// A client's deadline that passes.
@@ -27,7 +27,7 @@ fn container<'d>(d: &'d Daemon, runtime: &FakeRuntime, id: &str) -> Builder<'d> 
 
 /// Sends a request whose deadline passes, and waits until it has failed.
 #[track_caller]
-fn hasty<M: containerd_shim_rs_v2::proto::Message>(
+fn container_with_short_deadline<M: containerd_shim_rs_v2::proto::Message>(
     process: &Process,
     method: &str,
     request: &impl containerd_shim_rs_v2::proto::Message,
@@ -46,8 +46,8 @@ fn start_request(process: &Process) -> task::StartRequest {
 }
 
 #[track_caller]
-fn hasty_start(process: &Process) {
-    hasty::<StartResponse>(process, "Start", &start_request(process));
+fn start_with_short_deadline(process: &Process) {
+    container_with_short_deadline::<StartResponse>(process, "Start", &start_request(process));
 }
 
 /// Waits until no call of the runtime is under way.
@@ -102,11 +102,11 @@ cases! {
         c.finish();
     }
 
-    fn start_that_hangs_after_init_was_started_is_a_start(d) {
+    fn start_that_hangs_after_it_started_init_counts_as_a_start(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").created();
         let _held = runtime.hold("start", At::After);
-        hasty_start(&c);
+        start_with_short_deadline(&c);
         d.eventually("running", || c.status() == Status::RUNNING);
         assert_no_call(d, &runtime);
         assert_eq!(d.events.until("c", "start"), ["create", "start"]);
@@ -114,13 +114,13 @@ cases! {
         c.finish();
     }
 
-    fn execs_that_hang_leave_nothing_behind(d) {
+    fn hanging_execs_leave_no_process_or_file(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         let mut held = runtime.hold("exec", At::Before);
         for n in 0..15 {
             let e = c.exec(&format!("probe{n}"), &["true"]).unwrap();
-            hasty_start(&e);
+            start_with_short_deadline(&e);
         }
         held.reached();
         assert_no_call(d, &runtime);
@@ -134,12 +134,12 @@ cases! {
         c.finish();
     }
 
-    fn process_of_an_exec_that_is_cut_short_is_killed(d) {
+    fn process_of_a_cancelled_exec_is_killed(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         let held = runtime.hold("exec", At::After);
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
-        hasty_start(&e);
+        start_with_short_deadline(&e);
         assert_no_call(d, &runtime);
         d.eventually("init alone", || c.pids().unwrap().len() == 1);
         held.release();
@@ -193,11 +193,11 @@ cases! {
         }
     }
 
-    fn pause_that_is_cut_short_is_undone(d) {
+    fn cancelled_pause_is_undone(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         let _held = runtime.hold("pause", At::After);
-        hasty::<Empty>(&c, "Pause", &task::PauseRequest { id: "c".into(), ..Default::default() });
+        container_with_short_deadline::<Empty>(&c, "Pause", &task::PauseRequest { id: "c".into(), ..Default::default() });
         assert_no_call(d, &runtime);
         d.eventually("no call under way", || c.status() == Status::RUNNING);
         // It is not frozen, or will not be soon: it runs an exec to its end.
@@ -211,7 +211,7 @@ cases! {
         c.finish();
     }
 
-    fn client_that_leaves_without_a_deadline_leaves_no_runtime(d) {
+    fn runtime_is_killed_when_a_client_without_deadline_disconnects(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         c.exec("e", &["true"]).unwrap();
@@ -238,7 +238,7 @@ cases! {
         c.finish();
     }
 
-    fn exec_whose_fifo_has_no_reader_does_not_hold_the_exit(d) {
+    fn exec_without_a_fifo_reader_does_not_delay_the_exit(d) {
         let c = d.running("c");
         let e = c.exec_with("e", &["true"], &both(&d.fifo("unread"))).unwrap();
         let start = e.start_pending();
@@ -249,7 +249,7 @@ cases! {
         c.finish();
     }
 
-    fn exec_whose_logger_is_not_ready_does_not_hold_the_exit(d) {
+    fn exec_with_an_unready_logger_does_not_delay_the_exit(d) {
         let c = d.running("c");
         let program = logger(d, "silent", "/bin/sleep 1000");
         let e = c.exec_with("e", &["true"], &both(&format!("binary://{program}"))).unwrap();
@@ -261,7 +261,7 @@ cases! {
         c.finish();
     }
 
-    fn create_that_hangs_can_be_tried_again(d) {
+    fn create_can_be_repeated_after_it_hung(d) {
         let runtime = d.fake_runtime();
         let other = container(d, &runtime, "other").group("pod").run();
         for at in [At::Before, At::After] {
@@ -270,7 +270,7 @@ cases! {
                 At::After => container(d, &runtime, "after").group("pod").shim(),
             };
             let held = runtime.hold("create", at);
-            hasty::<CreateTaskResponse>(&c, "Create", &c.create_request());
+            container_with_short_deadline::<CreateTaskResponse>(&c, "Create", &c.create_request());
             assert!(c.delete().is_err());
             assert_no_call(d, &runtime);
             c.assert_gone();
@@ -285,7 +285,7 @@ cases! {
         other.finish();
     }
 
-    fn delete_ends_a_creation(d) {
+    fn delete_cancels_a_creation(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").shim();
         let mut held = runtime.hold("create", At::Before);
@@ -300,7 +300,7 @@ cases! {
         c.finish();
     }
 
-    fn shutdown_ends_a_creation(d) {
+    fn shutdown_cancels_a_creation(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").shim();
         let mut held = runtime.hold("create", At::Before);
@@ -312,7 +312,7 @@ cases! {
         assert_eq!(d.events.of("c").len(), 0, "{:?}", d.events.of("c"));
     }
 
-    fn delete_does_not_wait_for_a_start_that_hangs(d) {
+    fn delete_cancels_a_hanging_start(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").created();
         let mut held = runtime.hold("start", At::Before);
@@ -325,12 +325,12 @@ cases! {
         c.shut_down();
     }
 
-    fn delete_that_hangs_can_be_tried_again(d) {
+    fn delete_can_be_repeated_after_it_hung(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         c.end();
         let held = runtime.hold("delete", At::Before);
-        hasty::<task::DeleteResponse>(&c, "Delete", &task::DeleteRequest { id: "c".into(), ..Default::default() });
+        container_with_short_deadline::<task::DeleteResponse>(&c, "Delete", &task::DeleteRequest { id: "c".into(), ..Default::default() });
         assert_eq!((c.status(), c.exit_status()), (Status::STOPPED, 137));
         assert_no_call(d, &runtime);
         held.release();
@@ -338,7 +338,7 @@ cases! {
         c.shut_down();
     }
 
-    fn delete_is_answered_again_until_its_client_had_the_answer(d) {
+    fn repeated_delete_gets_the_same_answer_until_it_is_delivered(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         let pid = c.state().unwrap().pid;
@@ -388,13 +388,13 @@ cases! {
         let runtime = d.fake_runtime();
         let fifos = d.fifos("c");
         let c = container(d, &runtime, "c").stdio(fifos.stdio.clone()).shim();
-        runtime.refuse("create", &"no\n".repeat(100_000));
+        runtime.fail_on_stderr("create", &"no\n".repeat(100_000));
         c.create().unwrap_err();
         c.assert_gone();
         c.shut_down();
     }
 
-    fn config_json_that_blocks_holds_up_nobody_else(d) {
+    fn blocking_config_json_does_not_delay_other_requests(d) {
         let other = d.container("other", &["sleep", "inf"]).group("pod").run();
         let c = d.container("c", &["true"]).group("pod").shim();
         let config = c.bundle.join("config.json");
@@ -414,7 +414,7 @@ cases! {
         other.finish();
     }
 
-    fn runtime_on_a_dead_file_system_holds_up_nobody_else(d) {
+    fn runtime_on_a_dead_file_system_does_not_delay_other_requests(d) {
         let other = d.container("other", &["sleep", "inf"]).group("pod").run();
         let point = d.path("silent");
         std::fs::create_dir(&point).unwrap();
@@ -435,16 +435,16 @@ cases! {
         other.finish();
     }
 
-    fn runtime_that_is_killed_in_create_leaves_nothing(d) {
+    fn killed_runtime_create_leaves_nothing(d) {
         killed_in_create(d, || {});
     }
 
-    fn runtime_that_is_killed_in_create_before_it_has_state_leaves_no_cgroup(d) {
+    fn killed_runtime_create_without_state_leaves_no_cgroup(d) {
         let state = d.runtime_root().join(&d.namespace).join("c");
         killed_in_create(d, || std::fs::remove_dir_all(&state).unwrap());
     }
 
-    fn delete_does_not_wait_for_a_delete_that_hangs(d) {
+    fn second_delete_cancels_a_hanging_delete(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         c.end();
@@ -455,7 +455,7 @@ cases! {
         let first: Pending<task::DeleteResponse> =
             other.send(c.api.service(), "Delete", &request, Duration::ZERO);
         held.reached();
-        let patient = Connection::open(&c.started.address, 3 * d.patience).unwrap();
+        let patient = Connection::open(&c.started.address, 3 * d.hang_timeout).unwrap();
         let second = c.over(&patient).delete_pending();
         assert!(first.wait().is_err());
         held.release();
@@ -467,7 +467,7 @@ cases! {
         c.shut_down();
     }
 
-    fn exec_that_hangs_can_be_deleted(d) {
+    fn hanging_exec_can_be_deleted(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
@@ -484,7 +484,7 @@ cases! {
         c.finish();
     }
 
-    fn runtime_that_is_killed_in_exec_leaves_no_process(d) {
+    fn killed_runtime_exec_leaves_no_process(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         let e = c.exec("e", &["sleep", "inf"]).unwrap();

@@ -17,7 +17,7 @@ fn words(file: PathBuf) -> Vec<String> {
 }
 
 /// Puts a new exec into a new cgroup below the container's; its pid.
-fn exec_in_a_cgroup_below(c: &Container) -> u32 {
+fn exec_in_child_cgroup(c: &Container) -> u32 {
     let exec = c.exec("below", &["sleep", "inf"]).unwrap();
     let pid = exec.start().unwrap();
     for dir in cgroup_dirs(c.cgroup()) {
@@ -51,9 +51,9 @@ cases! {
         c.finish();
     }
 
-    fn pids_are_those_of_cgroups_below_too(d) {
+    fn pids_include_child_cgroups(d) {
         let c = d.running("c");
-        let below = exec_in_a_cgroup_below(&c);
+        let below = exec_in_child_cgroup(&c);
         let mut pids: Vec<u32> = c.pids().unwrap().iter().map(|process| process.pid).collect();
         pids.sort_unstable();
         let mut expected = [c.state().unwrap().pid, below];
@@ -63,10 +63,10 @@ cases! {
         c.finish();
     }
 
-    fn cgroups_below_are_killed_too(d) {
+    fn child_cgroups_are_killed(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).host_pids().options(|o| o.binary_name = runtime.path()).run();
-        exec_in_a_cgroup_below(&c);
+        exec_in_child_cgroup(&c);
         c.kill_all(9).unwrap();
         assert_eq!(c.process("below").exit_status(), 137);
         assert_eq!(c.exit_status(), 137);
@@ -74,9 +74,9 @@ cases! {
         c.finish();
     }
 
-    fn paused_cgroups_below_are_killed_too(d) {
+    fn frozen_child_cgroups_are_killed(d) {
         let c = d.container("c", &["sleep", "inf"]).host_pids().run();
-        exec_in_a_cgroup_below(&c);
+        exec_in_child_cgroup(&c);
         c.pause().unwrap();
         assert_eq!(c.status(), Status::PAUSED);
         c.kill_all(9).unwrap();

@@ -24,8 +24,13 @@ fn criu(d: &Daemon) -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     static OBSTACLE: OnceLock<Option<String>> = OnceLock::new();
     let obstacle = OBSTACLE.get_or_init(|| {
-        let shell =
-            |command: &str| process::run(Command::new("sh").args(["-c", command]), &[], d.patience);
+        let shell = |command: &str| {
+            process::run(
+                Command::new("sh").args(["-c", command]),
+                &[],
+                d.hang_timeout,
+            )
+        };
         let check = shell("criu check");
         if check.status != 0 {
             return Some(format!("criu check: {}", check.stderr_text().trim()));
@@ -77,7 +82,7 @@ fn counting<'d>(d: &'d Daemon, fifos: &Fifos) -> Container<'d> {
 }
 
 /// The container `r`, to go on to `fifos` from the `image` that was made of `c`.
-fn going_on<'d>(d: &'d Daemon, fifos: &Fifos, image: &Path, c: &Container) -> Builder<'d> {
+fn continuing<'d>(d: &'d Daemon, fifos: &Fifos, image: &Path, c: &Container) -> Builder<'d> {
     let r = d.shell("r", COUNT).stdio(fifos.stdio.clone());
     r.restored_from(image, c.cgroup())
 }
@@ -103,7 +108,7 @@ fn checkpoint_and_end(
 /// Asserts that what counts to `fifos` goes on after `counted`, and takes no number
 /// twice and leaves none out.
 #[track_caller]
-fn goes_on(d: &Daemon, fifos: &Fifos, counted: u32) {
+fn continues(d: &Daemon, fifos: &Fifos, counted: u32) {
     counts_past(d, fifos, counted + 2);
     let went_on = numbers(&fifos.stdout.text());
     let expected: Vec<u32> = (counted + 1..).take(went_on.len()).collect();
@@ -151,18 +156,18 @@ fn with_lock<'d>(d: &'d Daemon, id: &str, fifos: &Fifos) -> Builder<'d> {
 }
 
 cases! {
-    fn counting_goes_on_after_a_restore(d) {
+    fn process_continues_after_a_restore(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
         let c = counting(d, &fifos);
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|_| ()));
 
         let fifos = d.fifos("r");
-        let r = going_on(d, &fifos, &image, &c).created();
+        let r = continuing(d, &fifos, &image, &c).created();
         assert_eq!((r.status(), r.state().unwrap().pid), (Status::CREATED, 0));
         let pid = r.start().unwrap();
         assert_eq!((r.status(), r.state().unwrap().pid), (Status::RUNNING, pid));
-        goes_on(d, &fifos, counted);
+        continues(d, &fifos, counted);
         r.kill(15).unwrap();
         assert_eq!(r.exit_status(), 7);
         r.finish();
@@ -170,15 +175,15 @@ cases! {
         assert_eq!((d.events.get("r", "create").pid, d.events.get("r", "start").pid), (0, pid));
     }
 
-    fn counting_on_a_terminal_goes_on_after_a_restore(d) {
+    fn process_with_a_terminal_continues_after_a_restore(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.terminal("c"), d.path("image"));
         let c = counting(d, &fifos);
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|o| o.terminal = true));
 
         let fifos = d.terminal("r");
-        let r = going_on(d, &fifos, &image, &c).run();
-        goes_on(d, &fifos, counted);
+        let r = continuing(d, &fifos, &image, &c).run();
+        continues(d, &fifos, counted);
         r.resize(100, 40).unwrap();
         let out = d.fifos("e");
         let e = r.exec_with("e", &["sh", "-c", "stty size </proc/1/fd/1"], &out.stdio).unwrap();
@@ -189,7 +194,7 @@ cases! {
         r.finish();
     }
 
-    fn checkpoint_leaves_it_running(d) {
+    fn container_keeps_running_after_a_checkpoint(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
         let c = counting(d, &fifos);
@@ -207,7 +212,7 @@ cases! {
         c.finish();
 
         let fifos = d.fifos("r");
-        let r = going_on(d, &fifos, &image, &c).run();
+        let r = continuing(d, &fifos, &image, &c).run();
         d.eventually("some numbers", || numbers(&fifos.stdout.text()).len() > 3);
         let first = numbers(&fifos.stdout.text())[0];
         assert!(1 < first && first <= counted + 1, "went on at {first}, after {counted}");
@@ -230,36 +235,36 @@ cases! {
         c.finish();
 
         let fifos = d.fifos("r");
-        let r = going_on(d, &fifos, &image, &c).run();
+        let r = continuing(d, &fifos, &image, &c).run();
         assert_eq!(r.status(), Status::RUNNING);
-        goes_on(d, &fifos, counted);
+        continues(d, &fifos, counted);
         r.end();
         r.finish();
     }
 
-    fn paused_container_ends_with_its_checkpoint(d) {
+    fn paused_container_exits_after_a_checkpoint_with_exit(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
         let c = counting(d, &fifos);
         c.pause().unwrap();
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|_| ()));
         let fifos = d.fifos("r");
-        let r = going_on(d, &fifos, &image, &c).run();
-        goes_on(d, &fifos, counted);
+        let r = continuing(d, &fifos, &image, &c).run();
+        continues(d, &fifos, counted);
         r.end();
         r.finish();
     }
 
-    fn restored_container_is_like_any_other(d) {
+    fn restored_container_supports_all_requests(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
         let c = counting(d, &fifos);
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|_| ()));
 
         let fifos = d.fifos("r");
-        let r = going_on(d, &fifos, &image, &c);
+        let r = continuing(d, &fifos, &image, &c);
         let r = short_of_memory(r).run();
-        goes_on(d, &fifos, counted);
+        continues(d, &fifos, counted);
         let (cpu, memory, pids) = stats(&r);
         assert!(cpu > 0 && memory > 0 && pids > 0, "cpu {cpu} ns, memory {memory} bytes, {pids} processes");
         assert_eq!(limit_of(&r, "memory"), (16 << 20).to_string());
@@ -283,7 +288,7 @@ cases! {
         r.finish();
     }
 
-    fn checkpoint_is_where_its_options_say(d) {
+    fn checkpoint_is_written_to_the_paths_of_its_options(d) {
         let Some(_criu) = criu(d) else { return };
         let (image, work) = (d.path("image"), d.path("criu"));
         let c = d.running("c");
@@ -309,7 +314,7 @@ cases! {
         r.finish();
     }
 
-    fn image_may_build_on_an_earlier_one(d) {
+    fn checkpoint_with_a_parent_image(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, parent, image) = (d.fifos("c"), d.path("parent"), d.path("image"));
         let c = counting(d, &fifos);
@@ -317,7 +322,7 @@ cases! {
         let root = d.runtime_root().join(&d.namespace);
         let mut runc = Command::new(runtime());
         runc.arg("--root").arg(root).args(["checkpoint", "--pre-dump", "--image-path"]).arg(&parent).arg("c");
-        let made = process::run(&mut runc, &[], d.patience);
+        let made = process::run(&mut runc, &[], d.hang_timeout);
         assert_eq!(made.status, 0, "{made:?}");
         // Field 10, which our definition lacks: relative to the image, as CRIU wants it.
         let on_parent = options(|o| o.mut_unknown_fields().add_length_delimited(10, b"../parent".into()));
@@ -325,17 +330,17 @@ cases! {
         assert!(image.join("parent/inventory.img").exists());
 
         let fifos = d.fifos("r");
-        let r = going_on(d, &fifos, &image, &c).shim();
+        let r = continuing(d, &fifos, &image, &c).shim();
         let mut request = r.create_request();
         request.parent_checkpoint = parent.to_str().unwrap().into();
         r.call::<containerd_shim_rs_v2::proto::task::CreateTaskResponse>("Create", &request).unwrap();
         r.start().unwrap();
-        goes_on(d, &fifos, counted);
+        continues(d, &fifos, counted);
         r.end();
         r.finish();
     }
 
-    fn open_connections_are_kept_on_demand(d) {
+    fn open_connections_are_kept_with_open_tcp(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
         let c = over_tcp(d, "c", &fifos).run();
@@ -345,16 +350,16 @@ cases! {
         let counted = checkpoint_and_end(&c, &fifos, &d.path("image2"), options(|o| o.open_tcp = true));
         let fifos = d.fifos("r");
         let r = over_tcp(d, "r", &fifos).restored_from(&d.path("image2"), c.cgroup()).run();
-        goes_on(d, &fifos, counted);
+        continues(d, &fifos, counted);
         r.end();
         r.finish();
     }
 
-    fn sockets_to_outside_are_kept_on_demand(d) {
+    fn external_sockets_are_kept_with_external_unix_sockets(d) {
         let Some(_criu) = criu(d) else { return };
         let (path, image) = (d.path("log"), d.path("image"));
         let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(d.patience)).unwrap();
+        socket.set_read_timeout(Some(d.hang_timeout)).unwrap();
         let tick = || {
             let mut buffer = [0; 200];
             let length = socket.recv(&mut buffer).expect("a tick");
@@ -377,7 +382,7 @@ cases! {
         r.finish();
     }
 
-    fn file_locks_are_kept_on_demand(d) {
+    fn file_locks_are_kept_with_file_locks(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
         let c = with_lock(d, "c", &fifos).run();
@@ -386,7 +391,7 @@ cases! {
         let counted = checkpoint_and_end(&c, &fifos, &d.path("image2"), options(|o| o.file_locks = true));
         let fifos = d.fifos("r");
         let r = with_lock(d, "r", &fifos).restored_from(&d.path("image2"), c.cgroup()).run();
-        goes_on(d, &fifos, counted);
+        continues(d, &fifos, counted);
         let e = r.exec("e", &["flock", "-n", "/tmp/lock", "true"]).unwrap();
         e.start().unwrap();
         assert_eq!(e.exit_status(), 1, "the lock is held");
@@ -394,7 +399,7 @@ cases! {
         r.finish();
     }
 
-    fn namespaces_are_restored_empty_on_demand(d) {
+    fn namespaces_are_restored_empty_with_empty_namespaces(d) {
         let Some(_criu) = criu(d) else { return };
         let (fifos, image) = (d.fifos("c"), d.path("image"));
         let counter = |id: &str, fifos: &Fifos| d.shell(id, COUNT).stdio(fifos.stdio.clone()).spec(own_network);
@@ -405,12 +410,12 @@ cases! {
         let counted = checkpoint_and_end(&c, &fifos, &image, options(|o| o.empty_namespaces = vec!["network".into()]));
         let fifos = d.fifos("r");
         let r = counter("r", &fifos).restored_from(&image, c.cgroup()).run();
-        goes_on(d, &fifos, counted);
+        continues(d, &fifos, counted);
         r.end();
         r.finish();
     }
 
-    fn every_cgroups_mode_is_taken(d) {
+    fn every_cgroups_mode_is_accepted(d) {
         let Some(_criu) = criu(d) else { return };
         for mode in ["soft", "full", "strict"] {
             let (fifos, image) = (d.fifos(mode), d.path(&format!("image-{mode}")));
@@ -420,7 +425,7 @@ cases! {
             let fifos = d.fifos(&format!("{mode}-r"));
             let r = d.shell(&format!("{mode}-r"), COUNT).stdio(fifos.stdio.clone());
             let r = r.restored_from(&image, c.cgroup()).run();
-            goes_on(d, &fifos, counted);
+            continues(d, &fifos, counted);
             r.end();
             r.finish();
         }
@@ -429,7 +434,7 @@ cases! {
         c.checkpoint_with(d.path("image").to_str().unwrap(), &unknown).refused(Code::UNKNOWN, "cgroups mode");
     }
 
-    fn criu_says_why_it_cannot_dump(d) {
+    fn criu_error_is_reported(d) {
         let Some(_criu) = criu(d) else { return };
         let fifos = d.fifos("c");
         let c = over_tcp(d, "c", &fifos).run();
@@ -494,7 +499,7 @@ cases! {
             let fifos = d.fifos(&format!("f{round}"));
             let r = d.shell(&format!("r{round}"), COUNT).stdio(fifos.stdio.clone());
             let r = r.restored_from(&d.path(&format!("image{round}")), c.cgroup()).run();
-            goes_on(d, &fifos, counted);
+            continues(d, &fifos, counted);
             counted = checkpoint_and_end(&r, &fifos, &d.path(&format!("image{}", round + 1)), options(|_| ()));
         }
     }

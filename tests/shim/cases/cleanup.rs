@@ -86,7 +86,7 @@ cases! {
         c.assert_gone();
     }
 
-    fn delete_of_a_bundle_of_another_shim(d) {
+    fn delete_of_a_bundle_that_another_shim_wrote(d) {
         let c = d.running("c");
         let pid = c.state().unwrap().pid;
         c.kill_shim();
@@ -99,7 +99,7 @@ cases! {
         c.assert_gone();
     }
 
-    fn delete_after_a_delete_needs_no_runtime(d) {
+    fn second_delete_runs_no_runtime(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).run();
         c.exit_status();
@@ -109,7 +109,7 @@ cases! {
         assert_eq!(runtime.calls(), before);
     }
 
-    fn terminated_shim_leaves_its_container_alone(d) {
+    fn container_keeps_running_after_sigterm_to_the_shim(d) {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
             let id = format!("c{}", signal as i32);
             let c = d.running(&id);
@@ -136,7 +136,7 @@ cases! {
         c.finish();
     }
 
-    fn log_that_went_away_does_not_end_the_shim(d) {
+    fn removed_log_fifo_does_not_end_the_shim(d) {
         let c = d.running("c");
         d.stop_reading_logs();
         let e = c.exec("e", &["no-such-program"]).unwrap();

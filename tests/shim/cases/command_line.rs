@@ -9,7 +9,11 @@ use crate::harness::*;
 /// What the shim answers when a person gives it these arguments, and no input.
 fn typed(d: &Daemon, args: &[&str]) -> Output {
     let mut command = Command::new(shim_binary());
-    process::run(command.args(args).current_dir(d.path(".")), &[], d.patience)
+    process::run(
+        command.args(args).current_dir(d.path(".")),
+        &[],
+        d.hang_timeout,
+    )
 }
 
 /// Refused with an error on standard error alone, which contains `text`.
@@ -42,7 +46,7 @@ cases! {
         }
     }
 
-    fn flags_are_listed_on_demand(d) {
+    fn help_flag_lists_the_flags(d) {
         let output = typed(d, &["--help"]);
         assert_eq!(output.status, 0);
         let text = output.stdout_text() + &output.stderr_text();
@@ -62,14 +66,14 @@ cases! {
         assert_helps(&output.stderr_text());
     }
 
-    fn unknown_action_is_named_with_the_known_ones(d) {
+    fn unknown_action_error_lists_the_actions(d) {
         let output = typed(d, &["frobnicate"]);
         assert_refused(&output, "frobnicate");
         assert_refused(&output, "start");
         assert_refused(&output, "delete");
     }
 
-    fn unknown_flag_is_named(d) {
+    fn unknown_flag_error_names_the_flag(d) {
         assert_refused(&typed(d, &["-frobnicate", "start"]), "frobnicate");
     }
 
@@ -79,20 +83,20 @@ cases! {
         }
     }
 
-    fn any_other_word_of_containerd_is_the_server(d) {
+    fn unknown_action_with_namespace_and_id_serves(d) {
         for word in ["frobnicate", "help"] {
             let (bundle, socket) = (d.container(word, &["true"]).bundle(), d.path(word));
             let mut command = d.command(word, &bundle);
             command.args(["-socket", socket.to_str().unwrap(), word]);
             command.stdin(Channel::null()).stdout(Channel::null()).stderr(Channel::null());
             let server = process::spawn(&mut command).id() as i32;
-            d.eventually("a server", || wire::Connection::open(socket.to_str().unwrap(), d.patience).is_ok());
+            d.eventually("a server", || rpc::Connection::open(socket.to_str().unwrap(), d.hang_timeout).is_ok());
             process::signal(server, nix::sys::signal::Signal::SIGKILL);
-            process::wait(server, "the server's end", d.patience);
+            process::wait(server, "the server's end", d.hang_timeout);
         }
     }
 
-    fn version_says_revision_target_and_compiler(d) {
+    fn version_prints_revision_target_and_compiler(d) {
         let output = typed(d, &["-v"]);
         let text = output.stdout_text();
         for name in ["Version:  ", "Revision: ", "Target:   ", "Compiler: rustc "] {

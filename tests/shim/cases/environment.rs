@@ -20,13 +20,13 @@ use crate::harness::*;
 /// The life of a container, with a terminal and without: created, started, exec'd into,
 /// paused, killed, deleted; then its server is shut down.
 #[track_caller]
-fn whole_life(d: &Daemon) {
+fn run_whole_lifecycle(d: &Daemon) {
     let fifos = d.fifos("c");
     let script = "echo begun; sleep inf";
     let c = d.shell("c", script).stdio(fifos.stdio.clone()).run();
     fifos.stdout.wait_for("begun\n");
-    exec_says_hello(d, &c, false);
-    exec_says_hello(d, &c, true);
+    exec_prints_hello(d, &c, false);
+    exec_prints_hello(d, &c, true);
     c.pause().unwrap();
     c.resume().unwrap();
     assert!(!c.pids().unwrap().is_empty());
@@ -49,7 +49,7 @@ fn whole_life(d: &Daemon) {
 }
 
 #[track_caller]
-fn exec_says_hello(d: &Daemon, c: &container::Container, terminal: bool) {
+fn exec_prints_hello(d: &Daemon, c: &container::Container, terminal: bool) {
     let id = if terminal { "e-terminal" } else { "e" };
     let fifos = if terminal {
         d.terminal(id)
@@ -65,10 +65,10 @@ fn exec_says_hello(d: &Daemon, c: &container::Container, terminal: bool) {
 
 /// A container's whole life without these calls.
 #[track_caller]
-fn lives_without(d: &Daemon, denied: &[Denied]) {
+fn works_without(d: &Daemon, denied: &[Denied]) {
     d.deny(denied);
     says(d, "-v");
-    whole_life(d);
+    run_whole_lifecycle(d);
 }
 
 /// The shim, called with `action` alone, succeeds.
@@ -76,7 +76,7 @@ fn lives_without(d: &Daemon, denied: &[Denied]) {
 fn says(d: &Daemon, action: &str) {
     let mut command = Command::new(shim_binary());
     d.restrict(&mut command);
-    let output = process::run(command.arg(action), &[], d.patience);
+    let output = process::run(command.arg(action), &[], d.hang_timeout);
     let text = output.stderr_text();
     assert_eq!(output.status, 0, "{action}: {text}");
 }
@@ -89,7 +89,8 @@ fn assert_no_server(d: &Daemon, id: &str) {
     let bundle = d.bundles_dir().join(id);
     let output = d.start(Dialect::Legacy, id, &bundle, None);
     let started = d.answer(Dialect::Legacy, &output);
-    let connection = wire::Connection::open(&started.address, d.patience).expect("dial the shim");
+    let connection =
+        rpc::Connection::open(&started.address, d.hang_timeout).expect("dial the shim");
     connection.close();
 }
 
@@ -127,12 +128,12 @@ fn assert_joined(d: &Daemon, dialect: Dialect, server: &daemon::Started, version
 
 /// `-info` in a mount namespace that the shell script `arrange` has arranged.
 #[track_caller]
-fn information_is_told(d: &Daemon, arrange: &str) {
+fn assert_info(d: &Daemon, arrange: &str) {
     let mut command = Command::new("unshare");
     d.restrict(&mut command);
     let script = format!("set -e; {arrange}; exec \"$0\" -info");
     command.args(["--mount", "sh", "-c", &script, shim_binary()]);
-    let output = process::run(&mut command, &[], d.patience);
+    let output = process::run(&mut command, &[], d.hang_timeout);
     assert_eq!(output.status, 0, "{}", output.stderr_text());
     let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
     assert!(info.features.is_some(), "{info:?}");
@@ -171,7 +172,7 @@ impl Drop for SmallDisk {
 
 /// As a crash or a full disk leaves it: the runtime's state of the container is empty.
 #[track_caller]
-fn empty_the_runtimes_state(d: &Daemon, c: &container::Container) -> PathBuf {
+fn truncate_runtime_state(d: &Daemon, c: &container::Container) -> PathBuf {
     let dir = d.runtime_root().join(&d.namespace).join(&c.container);
     let files = ["state.json", "status"].map(|name| dir.join(name));
     let state = files.iter().find(|file| file.exists());
@@ -197,7 +198,7 @@ impl Drop for User {
 
 /// `delete` succeeded and the container has ended, or it failed and says that it has not.
 #[track_caller]
-fn assert_tells_whether_it_lives(d: &Daemon, output: &process::Output, init: u32) {
+fn assert_delete_reports_whether_it_is_alive(d: &Daemon, output: &process::Output, init: u32) {
     let text = output.stderr_text();
     if output.status == 0 {
         d.eventually("init, which is reported as killed, ends", || {
@@ -282,18 +283,18 @@ cases! {
         c.assert_gone();
     }
 
-    fn container_is_deleted_though_the_runtimes_state_is_empty(d) {
+    fn delete_succeeds_with_an_empty_runtime_state(d) {
         let c = d.running("c");
-        let state = empty_the_runtimes_state(d, &c);
+        let state = truncate_runtime_state(d, &c);
         c.end();
         assert_eq!(c.delete().unwrap().exit_status, 128 + 9);
         assert!(!state.exists(), "{state:?} is left");
         c.shut_down();
     }
 
-    fn dead_shims_container_is_deleted_though_the_runtimes_state_is_empty(d) {
+    fn delete_action_succeeds_with_an_empty_runtime_state(d) {
         let c = d.running("c");
-        let state = empty_the_runtimes_state(d, &c);
+        let state = truncate_runtime_state(d, &c);
         c.end();
         c.kill_shim();
         assert_eq!(d.delete("c").exit_status, 128 + 9);
@@ -301,7 +302,7 @@ cases! {
         c.assert_gone();
     }
 
-    fn delete_ends_in_time_though_the_runtime_hangs_and_the_rootfs_is_busy(d) {
+    fn delete_action_is_in_time_with_a_hanging_runtime_and_a_busy_rootfs(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
         let init = c.state().unwrap().pid;
@@ -311,16 +312,16 @@ cases! {
         let called = Instant::now();
         let output = d.delete_output("c");
         // containerd kills it after 5 s.
-        assert!(called.elapsed() < d.patience / 4, "{:?}", called.elapsed());
+        assert!(called.elapsed() < d.hang_timeout / 4, "{:?}", called.elapsed());
         let text = output.stderr_text();
         assert!(text.contains("delete container c: ") && text.contains("not done within"), "{text}");
         assert!(text.contains("rootfs: ") && text.contains("detached"), "{text}");
         assert_eq!(mounts_below(&c.bundle), Vec::<PathBuf>::new());
-        assert_tells_whether_it_lives(d, &output, init);
+        assert_delete_reports_whether_it_is_alive(d, &output, init);
         held.release();
     }
 
-    fn delete_does_not_report_a_container_that_lives_on_as_killed(d) {
+    fn delete_action_fails_if_the_container_is_still_alive(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
         let init = c.state().unwrap().pid;
@@ -328,18 +329,18 @@ cases! {
         c.kill_shim();
         let output = d.delete_output("c");
         assert!(output.stderr_text().contains("not today"), "{}", output.stderr_text());
-        assert_tells_whether_it_lives(d, &output, init);
+        assert_delete_reports_whether_it_is_alive(d, &output, init);
     }
 
-    fn information_is_told_without_a_writable_directory(d) {
+    fn info_needs_no_writable_directory(d) {
         let read_only = "mount --bind /tmp /tmp; mount -o remount,bind,ro /tmp; mount -o remount,bind,ro /";
-        information_is_told(d, read_only);
-        information_is_told(d, &format!("{read_only}; export TMPDIR=/no/such/directory"));
+        assert_info(d, read_only);
+        assert_info(d, &format!("{read_only}; export TMPDIR=/no/such/directory"));
         d.deny(&[Denied::call(libc::SYS_memfd_create, libc::EPERM)]);
-        information_is_told(d, read_only);
+        assert_info(d, read_only);
     }
 
-    fn container_is_deleted_though_the_bundles_disk_is_full(d) {
+    fn delete_succeeds_with_a_full_bundle_disk(d) {
         let disk = SmallDisk::for_bundles(d);
         let c = d.running("c");
         disk.fill();
@@ -348,7 +349,7 @@ cases! {
         c.finish();
     }
 
-    fn dead_shims_container_is_deleted_though_the_bundles_disk_is_full(d) {
+    fn delete_action_succeeds_with_a_full_bundle_disk(d) {
         let disk = SmallDisk::for_bundles(d);
         let c = d.running("c");
         disk.fill();
@@ -357,27 +358,27 @@ cases! {
         c.assert_gone();
     }
 
-    fn server_of_version_3_is_joined_as_such(d) {
+    fn start_replies_version_3_for_a_version_3_server(d) {
         let server = pod_of_gos_server(d, Api::V3);
         assert_joined(d, Dialect::Legacy, &server, 3);
         assert_joined(d, Dialect::Bootstrap, &server, 3);
     }
 
-    fn server_of_version_2_is_joined_as_such(d) {
+    fn start_replies_version_2_for_a_version_2_server(d) {
         let server = pod_of_gos_server(d, Api::V2);
         assert_joined(d, Dialect::V1_6, &server, 2);
         assert_joined(d, Dialect::Legacy, &server, 2);
         assert_joined(d, Dialect::Bootstrap, &server, 2);
     }
 
-    fn containerd_1_6_is_told_that_it_cannot_use_a_server_of_version_3(d) {
+    fn start_for_containerd_1_6_fails_with_a_version_3_server(d) {
         pod_of_gos_server(d, Api::V3);
         let output = join(d, Dialect::V1_6, "second");
         assert_eq!(output.status, 1, "{}", output.stdout_text());
         assert!(output.stderr_text().contains("version 3"), "{}", output.stderr_text());
     }
 
-    fn server_that_hangs_is_joined(d) {
+    fn start_joins_a_server_that_hangs(d) {
         let c = d.container("first", &["true"]).group("pod").shim();
         process::signal(c.shim_pid, Signal::SIGSTOP);
         let joined = d.answer(Dialect::Legacy, &join(d, Dialect::Legacy, "second"));
@@ -386,13 +387,13 @@ cases! {
         c.shut_down();
     }
 
-    fn start_that_cannot_answer_leaves_no_server(d) {
+    fn failed_reply_of_start_leaves_no_server(d) {
         let bundle = d.container("c", &["true"]).bundle();
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut command = d.command("c", &bundle);
         command.arg("start").stdin(Stdio::null()).stdout(full).stderr(Stdio::null());
         let pid = process::spawn(&mut command).id() as i32;
-        assert_ne!(process::wait(pid, "start", d.patience), 0);
+        assert_ne!(process::wait(pid, "start", d.hang_timeout), 0);
         assert_no_server(d, "c");
     }
 
@@ -405,46 +406,46 @@ cases! {
         assert_no_server(d, "c");
     }
 
-    fn information_is_told_without_newer_calls(d) {
+    fn info_works_without_newer_system_calls(d) {
         let memory_files = Denied::call(libc::SYS_memfd_create, libc::EACCES);
         d.deny(&[memory_files, Denied::newer_than_4_18(libc::ENOSYS)]);
         says(d, "-info");
     }
 
     fn kernel_without_close_range(d) {
-        lives_without(d, &[Denied::call(libc::SYS_close_range, libc::ENOSYS)]);
+        works_without(d, &[Denied::call(libc::SYS_close_range, libc::ENOSYS)]);
     }
 
     fn kernel_without_pidfds(d) {
         let calls = [libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal];
-        lives_without(d, &calls.map(|call| Denied::call(call, libc::ENOSYS)));
+        works_without(d, &calls.map(|call| Denied::call(call, libc::ENOSYS)));
     }
 
     fn kernel_4_18_without_all_newer_calls(d) {
-        lives_without(d, &[Denied::newer_than_4_18(libc::ENOSYS)]);
+        works_without(d, &[Denied::newer_than_4_18(libc::ENOSYS)]);
     }
 
     fn sandbox_refuses_all_newer_calls(d) {
         // glibc, and with it the OCI runtime, starts no thread if `clone3` fails otherwise.
         let clone3 = Denied::call(libc::SYS_clone3, libc::ENOSYS);
-        lives_without(d, &[clone3, Denied::newer_than_4_18(libc::EPERM)]);
+        works_without(d, &[clone3, Denied::newer_than_4_18(libc::EPERM)]);
     }
 
     fn kernel_without_inotify_splice_and_statx(d) {
         let calls = [libc::SYS_inotify_init1, libc::SYS_splice, libc::SYS_statx];
-        lives_without(d, &calls.map(|call| Denied::call(call, libc::ENOSYS)));
+        works_without(d, &calls.map(|call| Denied::call(call, libc::ENOSYS)));
     }
 
     fn sandbox_refuses_inotify_and_splice(d) {
         let calls = [libc::SYS_inotify_init1, libc::SYS_splice];
-        lives_without(d, &calls.map(|call| Denied::call(call, libc::EPERM)));
+        works_without(d, &calls.map(|call| Denied::call(call, libc::EPERM)));
     }
 
-    fn memory_files_are_refused(d) {
-        lives_without(d, &[Denied::call(libc::SYS_memfd_create, libc::EACCES)]);
+    fn works_with_memfd_create_refused(d) {
+        works_without(d, &[Denied::call(libc::SYS_memfd_create, libc::EACCES)]);
     }
 
-    fn memory_files_are_unknown(d) {
-        lives_without(d, &[Denied::call(libc::SYS_memfd_create, libc::ENOSYS)]);
+    fn works_without_memfd_create(d) {
+        works_without(d, &[Denied::call(libc::SYS_memfd_create, libc::ENOSYS)]);
     }
 }

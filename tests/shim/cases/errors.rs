@@ -22,7 +22,7 @@ cases! {
         runtime.fail("resume", "not today");
         c.resume().refused(Code::UNKNOWN, "OCI runtime resume failed: not today");
         assert_eq!(c.status(), Status::PAUSED);
-        runtime.mend("resume");
+        runtime.stop_failing("resume");
         c.resume().unwrap();
         assert_eq!(c.status(), Status::RUNNING);
         assert_eq!(d.events.until("c", "resumed"), ["create", "start", "paused", "resumed"]);
@@ -40,27 +40,27 @@ cases! {
         c.finish();
     }
 
-    fn runtime_fails_to_start_and_is_asked_again(d) {
+    fn start_can_be_repeated_after_it_failed(d) {
         let runtime = d.fake_runtime();
         let c = d.shell("c", "exit 3").options(|o| o.binary_name = runtime.path()).created();
         let wait = c.wait_pending();
         runtime.fail("start", "not today");
         c.start().refused(Code::UNKNOWN, "OCI runtime start failed: not today");
         assert!(!wait.answered());
-        runtime.mend("start");
+        runtime.stop_failing("start");
         c.start().unwrap();
         assert_eq!(wait.wait().unwrap().exit_status, 3);
         assert_eq!(d.events.until("c", "exit"), ["create", "start", "exit"]);
         c.finish();
     }
 
-    fn runtime_fails_to_exec_and_is_asked_again(d) {
+    fn exec_start_can_be_repeated_after_it_failed(d) {
         let runtime = d.fake_runtime();
         let c = running(d, &runtime);
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
         runtime.fail("exec", "not today");
         e.start().refused(Code::UNKNOWN, "OCI runtime exec failed: not today");
-        runtime.mend("exec");
+        runtime.stop_failing("exec");
         let pid = e.start().unwrap();
         assert_eq!((e.status(), e.state().unwrap().pid), (Status::RUNNING, pid));
         let wait = e.wait_pending();
@@ -75,7 +75,7 @@ cases! {
         c.finish();
     }
 
-    fn id_of_an_exec_that_could_not_start_is_free_again(d) {
+    fn exec_id_is_reusable_after_a_failed_start(d) {
         let c = d.running("c");
         let e = c.exec("e", &["no-such-program"]).unwrap();
         assert!(e.start().is_err());
@@ -85,7 +85,7 @@ cases! {
         assert_eq!(e.exit_status(), 4);
     }
 
-    fn runtime_fails_without_a_word(d) {
+    fn runtime_fails_without_a_message(d) {
         let runtime = d.fake_runtime();
         let c = running(d, &runtime);
         runtime.fail("exec", "");
@@ -95,7 +95,7 @@ cases! {
         assert!(failure.message.contains("status 1") && !failure.message.contains("signal"), "{failure:?}");
     }
 
-    fn runtime_is_taken_away(d) {
+    fn runtime_binary_is_removed(d) {
         let runtime = d.fake_runtime();
         let c = running(d, &runtime);
         let path = runtime.path();

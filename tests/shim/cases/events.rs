@@ -1,7 +1,7 @@
 //! Events while containerd is away: none is lost, and their order is kept.
 
 use crate::harness::container::Container;
-use crate::harness::events::Mood;
+use crate::harness::events::Behaviour;
 use crate::harness::*;
 
 /// Runs exec `id` to its end: three events.
@@ -54,7 +54,7 @@ cases! {
         c.shut_down();
     }
 
-    fn containerd_restarts_while_nothing_happens(d) {
+    fn containerd_restarts_while_the_shim_is_idle(d) {
         let c = d.running("c");
         d.events.get("c", "start");
         d.events.stop();
@@ -66,7 +66,7 @@ cases! {
         c.shut_down();
     }
 
-    fn containerd_is_away_for_long(d) {
+    fn containerd_is_down_for_long(d) {
         let c = d.running("c");
         d.events.get("c", "start");
         d.events.stop();
@@ -84,12 +84,12 @@ cases! {
     fn containerd_hangs_and_restarts(d) {
         let c = d.running("c");
         d.events.get("c", "start");
-        d.events.set_mood(Mood::Hang);
+        d.events.set_behaviour(Behaviour::Hang);
         run_exec(&c, "e0");
         d.events.wait_attempts(3);
         assert_eq!(c.pids().unwrap().len(), 1);
         d.events.stop();
-        d.events.set_mood(Mood::Take);
+        d.events.set_behaviour(Behaviour::Take);
         d.events.restart();
         c.end();
         c.delete().unwrap();
@@ -100,23 +100,23 @@ cases! {
     fn containerd_refuses_for_a_while(d) {
         let c = d.running("c");
         d.events.get("c", "start");
-        d.events.set_mood(Mood::Refuse);
+        d.events.set_behaviour(Behaviour::Refuse);
         run_exec(&c, "e0");
         d.events.wait_attempts(3);
-        d.events.set_mood(Mood::Take);
+        d.events.set_behaviour(Behaviour::Take);
         c.end();
         c.delete().unwrap();
         assert_complete(d, 1);
         c.shut_down();
     }
 
-    fn containerd_is_away_when_the_shim_starts(d) {
+    fn containerd_is_down_when_the_shim_starts(d) {
         let bundle = d.container("c", &["true"]).bundle();
         d.events.stop();
         let output = d.start(Dialect::Legacy, "c", &bundle, None);
         let started = d.answer(Dialect::Legacy, &output);
         d.events.restart();
-        let connection = wire::Connection::open(&started.address, d.patience).unwrap();
+        let connection = rpc::Connection::open(&started.address, d.hang_timeout).unwrap();
         let api = d.api;
         let init = task::Process { connection, api, container: "c".into(), exec: String::new() };
         init.connect().unwrap();

@@ -66,7 +66,7 @@ cases! {
         c.finish();
     }
 
-    fn exec_spec_has_to_be_json(d) {
+    fn exec_spec_must_be_json(d) {
         let c = d.running("c");
         let message = c.exec_message("e", b"{\"args\": [".to_vec(), &Stdio::default());
         assert!(c.exec_request(&message).is_err());
@@ -82,7 +82,7 @@ cases! {
         assert_eq!(c.status(), Status::RUNNING);
     }
 
-    fn exec_spec_is_passed_on_as_it_is(d) {
+    fn exec_spec_is_passed_on_unchanged(d) {
         let fifos = d.fifos("e");
         let c = d.running("c");
         let mut process = bundle::process(&["sh", "-c", "id -u; echo $NAME"]);
@@ -96,7 +96,7 @@ cases! {
         assert_eq!(fifos.stdout.end(), "1234\nvalue\n");
     }
 
-    fn exec_with_a_capability_of_the_future(d) {
+    fn exec_with_an_unknown_capability(d) {
         let c = d.running("c");
         let mut process = bundle::process(&["true"]);
         process["capabilities"]["bounding"] = json!(["CAP_KILL", "CAP_OF_THE_FUTURE"]);
@@ -117,7 +117,7 @@ cases! {
         c.finish();
     }
 
-    fn exec_that_was_not_started_does_not_hold_inits_exit(d) {
+    fn unstarted_exec_does_not_delay_inits_exit(d) {
         let c = d.running("c");
         c.exec("e", &["true"]).unwrap();
         c.end();
@@ -224,7 +224,7 @@ cases! {
         assert_eq!(b.status(), Status::RUNNING);
     }
 
-    fn pids_name_the_execs(d) {
+    fn pids_include_exec_ids(d) {
         let fifos = d.fifos("c");
         let c = d.shell("c", "sleep inf & echo up; wait").stdio(fifos.stdio.clone()).run();
         fifos.stdout.wait_for("up");
@@ -254,11 +254,11 @@ cases! {
         assert_eq!(c.status(), Status::RUNNING);
     }
 
-    fn one_of_many_execs_with_the_same_id_is_added(d) {
+    fn only_one_concurrent_exec_of_an_id_is_added(d) {
         let c = d.running("c");
         let message = c.exec_message("e", serde_json::to_vec(&bundle::process(&["true"])).unwrap(), &Stdio::default());
-        let asked: Vec<wire::Pending<Empty>> = (0..20).map(|_| c.send("Exec", &message)).collect();
-        let answers: Vec<_> = asked.into_iter().map(wire::Pending::wait).collect();
+        let asked: Vec<rpc::Pending<Empty>> = (0..20).map(|_| c.send("Exec", &message)).collect();
+        let answers: Vec<_> = asked.into_iter().map(rpc::Pending::wait).collect();
         assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
         for refused in answers.into_iter().filter(Result::is_err) {
             refused.refused(Code::ALREADY_EXISTS, "id e: already exists");
@@ -267,11 +267,11 @@ cases! {
         assert_eq!(d.events.until("c", "exit"), ["create", "start", "exec-added e", "exit"]);
     }
 
-    fn one_of_many_starts_of_an_exec_is_heeded(d) {
+    fn only_one_concurrent_start_of_an_exec_succeeds(d) {
         let c = d.running("c");
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
         let starts: Vec<_> = (0..10).map(|_| e.start_pending()).collect();
-        let answers: Vec<_> = starts.into_iter().map(wire::Pending::wait).collect();
+        let answers: Vec<_> = starts.into_iter().map(rpc::Pending::wait).collect();
         assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
         for refused in answers.into_iter().filter(Result::is_err) {
             refused.refused(Code::UNKNOWN, "cannot start a running process");
@@ -282,7 +282,7 @@ cases! {
         assert_eq!(events, ["create", "start", "exec-added e", "exec-started e", "exit e"]);
     }
 
-    fn execs_state_says_what_was_requested(d) {
+    fn exec_state_returns_what_was_requested(d) {
         let fifos = d.terminal("e");
         let c = d.running("c");
         let e = c.exec_with("e", &["sleep", "inf"], &fifos.stdio).unwrap();
@@ -293,7 +293,7 @@ cases! {
         assert!(!c.state().unwrap().terminal);
     }
 
-    fn runtime_gets_the_execs_spec_whole(d) {
+    fn runtime_gets_the_complete_exec_spec(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
         let mut process = bundle::process(&["true"]);
@@ -317,7 +317,7 @@ cases! {
         d.eventually("the spec's file is gone", || !std::path::Path::new(&arguments[file]).exists());
     }
 
-    fn execs_that_nobody_deletes_go_with_the_container(d) {
+    fn undeleted_execs_are_removed_with_the_container(d) {
         let c = d.running("c");
         let (_, fifos, terminal) = (c.exec("created", &["true"]).unwrap(), d.fifos("f"), d.terminal("t"));
         for (id, stdio) in [("stopped", &fifos.stdio), ("terminal", &terminal.stdio)] {
@@ -333,7 +333,7 @@ cases! {
         c.shut_down();
     }
 
-    fn pid_of_an_exec_that_ended_is_anybodys(d) {
+    fn signal_after_exec_pid_reuse_is_refused(d) {
         let fifos = d.fifos("c");
         let c = d.shell("c", "while read x; do sleep inf & done").stdio(fifos.stdio.clone()).run();
         let stdin = d.write(&fifos.stdio.stdin);

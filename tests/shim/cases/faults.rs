@@ -38,7 +38,7 @@ fn assert_not_created(d: &Daemon, c: &Container) {
 }
 
 cases! {
-    fn runtime_is_not_there(d) {
+    fn runtime_binary_does_not_exist(d) {
         let c = d.container("c", &["true"]).options(|o| o.binary_name = "no-runc".into()).shim();
         const TEXT: &str = r#"exec: "no-runc": executable file not found in $PATH"#;
         c.create().refused(Code::UNKNOWN, TEXT);
@@ -51,7 +51,7 @@ cases! {
         assert_not_created(d, &c);
     }
 
-    fn runtimes_words_are_passed_on(d) {
+    fn runtime_error_is_passed_on(d) {
         let runtime = d.fake_runtime();
         runtime.fail("create", "the moon is full");
         let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
@@ -59,7 +59,7 @@ cases! {
         assert_not_created(d, &c);
     }
 
-    fn runtimes_words_are_found_among_others(d) {
+    fn runtime_error_is_found_among_other_log_lines(d) {
         let runtime = d.fake_runtime();
         let log = concat!(
             "{\"level\":\"warning\",\"msg\":\"a warning\"}\n",
@@ -71,7 +71,7 @@ cases! {
         c.create().refused(Code::UNKNOWN, "OCI runtime create failed: the moon is full");
     }
 
-    fn runtimes_words_are_found_among_garbage(d) {
+    fn runtime_error_is_found_among_malformed_log_lines(d) {
         let runtime = d.fake_runtime();
         let log = "ge of an older, longer line\"}\n{\"level\":\"error\",\"msg\":\"the moon is full\"}\nrest";
         runtime.fail_with_log("create", log);
@@ -79,7 +79,7 @@ cases! {
         c.create().refused(Code::UNKNOWN, "the moon is full");
     }
 
-    fn youkis_words_are_found(d) {
+    fn youki_error_is_found(d) {
         let runtime = d.fake_runtime();
         let log = r#"{"timestamp":"2024-01-01T00:00:00Z","level":"ERROR","message":"the moon is full"}"#;
         runtime.fail_with_log("create", log);
@@ -87,7 +87,7 @@ cases! {
         c.create().refused(Code::UNKNOWN, "the moon is full");
     }
 
-    fn questions_and_signals_need_no_runtime(d) {
+    fn queries_and_signals_run_no_runtime(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").host_pids().run();
         let before = runtime.calls();
@@ -98,7 +98,7 @@ cases! {
         c.finish();
     }
 
-    fn update_is_the_runtimes_business(d) {
+    fn update_runs_the_runtime(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         c.update(Some(r#"{"pids": {"limit": 77}}"#)).unwrap();
@@ -133,7 +133,7 @@ cases! {
         c.finish();
     }
 
-    fn container_with_a_capability_of_the_future(d) {
+    fn container_with_an_unknown_capability(d) {
         let c = d.container("c", &["true"]).spec(|spec| {
             spec["process"]["capabilities"]["bounding"] = serde_json::json!(["CAP_KILL", "CAP_OF_THE_FUTURE"]);
         });
@@ -142,7 +142,7 @@ cases! {
         c.finish();
     }
 
-    fn runtimes_old_words_are_not_passed_on(d) {
+    fn earlier_runtime_error_is_not_reported_again(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
         runtime.fail("exec", "the moon is full");
@@ -240,7 +240,7 @@ cases! {
         delete.wait().unwrap();
     }
 
-    fn deletes_at_the_same_time(d) {
+    fn concurrent_deletes(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").run();
         c.end();
@@ -280,7 +280,7 @@ cases! {
         let c = container(d, &runtime, "c").shim();
         let mut held = runtime.hold("create", At::Before);
         let other = c.reconnect();
-        let _create: wire::Pending<CreateTaskResponse> =
+        let _create: rpc::Pending<CreateTaskResponse> =
             c.over(&other).send("Create", &c.create_request());
         held.reached();
         other.close();
@@ -307,7 +307,7 @@ cases! {
         assert_not_created(d, &c);
     }
 
-    fn mounts_are_stacked_and_taken_away(d) {
+    fn stacked_mounts_are_unmounted(d) {
         let good = d.container("x", &["true"]).shim().create_request().rootfs[0].clone();
         let c = d.container("c", &["true"]).mounts(vec![good.clone(), good]).run();
         assert_eq!(c.exit_status(), 0);
@@ -315,14 +315,14 @@ cases! {
         c.finish();
     }
 
-    fn no_mounts_means_no_unmount(d) {
+    fn nothing_is_unmounted_without_mounts(d) {
         let c = d.container("c", &["true"]).mounts(Vec::new());
         let c = c.spec(|spec| spec["root"]["path"] = bundle::rootfs().to_str().unwrap().into()).run();
         assert_eq!(c.exit_status(), 0);
         c.finish();
     }
 
-    fn failed_create_can_be_tried_again(d) {
+    fn create_can_be_repeated_after_it_failed(d) {
         let runtime = d.fake_runtime();
         runtime.fail("create", "not today");
         let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
@@ -342,7 +342,7 @@ cases! {
         c.finish();
     }
 
-    fn no_descriptor_is_passed_on(d) {
+    fn runtime_inherits_no_descriptor(d) {
         let (fifos, terminal) = (d.fifos("c"), d.terminal("e"));
         let c = d.container("c", &["sleep", "inf"]).stdio(fifos.stdio).run();
         c.exec_with("e", &["sleep", "inf"], &terminal.stdio).unwrap().start().unwrap();
@@ -353,7 +353,7 @@ cases! {
         assert_eq!(c.inheritable(), Vec::<String>::new());
     }
 
-    fn container_id_that_is_being_made(d) {
+    fn container_id_that_is_being_created(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").shim();
         let mut held = runtime.hold("create", At::Before);
@@ -366,7 +366,7 @@ cases! {
         c.finish();
     }
 
-    fn bundle_that_is_not_there(d) {
+    fn bundle_that_does_not_exist(d) {
         let c = d.container("c", &["true"]).shim();
         let mut request = c.create_request();
         request.bundle = "/no/such/bundle".into();
@@ -375,7 +375,7 @@ cases! {
         assert_not_created(d, &c);
     }
 
-    fn ids_that_lead_elsewhere(d) {
+    fn ids_that_are_paths(d) {
         let c = d.running("c");
         for id in ["", ".", "..", "../c", "c/../../c"] {
             let mut request = c.create_request();
@@ -390,11 +390,11 @@ cases! {
         c.finish();
     }
 
-    fn verb_that_the_runtime_does_not_have(d) {
+    fn verb_that_the_runtime_lacks(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
         // As runtimes do that were built without it: usage, and nothing in the log.
-        runtime.refuse("checkpoint", "no such command: checkpoint");
+        runtime.fail_on_stderr("checkpoint", "no such command: checkpoint");
         c.checkpoint(d.path("image").to_str().unwrap()).refused(Code::UNKNOWN, "no such command: checkpoint");
         assert_eq!(c.status(), Status::RUNNING);
         c.end();

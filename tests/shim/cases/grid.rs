@@ -48,7 +48,7 @@ trait No {
     fn no(self, text: &str);
 }
 
-impl<T> No for Result<T, wire::Failure> {
+impl<T> No for Result<T, rpc::Failure> {
     #[track_caller]
     fn no(self, text: &str) {
         self.refused(Code::UNKNOWN, text);
@@ -216,7 +216,7 @@ cases! {
         c.finish();
     }
 
-    fn pids_of_a_stopped_container_are_no_empty_list(d) {
+    fn pids_of_a_stopped_container_are_not_empty(d) {
         let c = d.container("c", &["true"]).run();
         c.exit_status();
         // Nor an error: to containerd up to 2.2 both mean that the container is lost.
@@ -339,7 +339,7 @@ cases! {
         c.finish();
     }
 
-    fn paused_container_can_be_killed_as_a_whole(d) {
+    fn paused_container_can_be_killed_with_all(d) {
         let c = d.container("c", &["sleep", "inf"]).host_pids().run();
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
         e.start().unwrap();

@@ -113,7 +113,7 @@ fn in_cgroup<'d>(builder: Builder<'d>, cgroup: &str) -> Builder<'d> {
 
 /// Ends `c`, which has no cgroup of its own, by Kill `all`, and asks what there is to be asked.
 #[track_caller]
-fn assert_spared(c: &Container, bystander: &Bystander) {
+fn assert_not_killed(c: &Container, bystander: &Bystander) {
     let init = c.state().unwrap().pid;
     let e = c.exec("e", &["sleep", "inf"]).unwrap();
     let exec = e.start().unwrap();
@@ -172,13 +172,13 @@ fn run_rootless(d: &Daemon, cgroup: &str, case: &str) {
         .arg(std::env::current_exe().unwrap())
         .args([case, "--exact", "--nocapture"]);
     command.env(ROOTLESS, "1").env("TMPDIR", "/tmp");
-    let output = process::run(&mut command, &[], 4 * d.patience);
+    let output = process::run(&mut command, &[], 4 * d.hang_timeout);
     let text = output.stdout_text() + &output.stderr_text();
     assert!(output.status == 0 && text.contains("1 passed"), "{text}");
 }
 
 cases! {
-    fn rootless_container_without_a_cgroup_spares_its_session(d) {
+    fn rootless_container_without_a_cgroup_does_not_kill_its_session(d) {
         if std::env::var_os(ROOTLESS).is_some() {
             let c = d.container("c", &["sleep", "inf"]);
             let c = c.spec(|spec| drop(spec["linux"].as_object_mut().unwrap().remove("cgroupsPath")));
@@ -193,7 +193,7 @@ cases! {
             d.running("c").end();
             let session = d.make_cgroup("session");
             let bystander = Bystander::in_cgroup(&session);
-            run_rootless(d, &session, "cases::isolation::rootless_container_without_a_cgroup_spares_its_session");
+            run_rootless(d, &session, "cases::isolation::rootless_container_without_a_cgroup_does_not_kill_its_session");
             assert!(bystander.lives(), "the session was killed");
         } else {
             eprintln!("SKIPPED: no pure cgroup v2");
@@ -216,11 +216,11 @@ cases! {
         assert_eq!(d.events.of("c").len(), 0);
     }
 
-    fn others_that_were_in_the_cgroup_before_are_spared(d) {
+    fn processes_that_were_in_the_cgroup_before_are_not_killed(d) {
         let cgroup = d.make_cgroup("others");
         let bystander = Bystander::in_cgroup(&cgroup);
         let c = in_cgroup(d.container("c", &["sleep", "inf"]), &cgroup).host_pids().run();
-        assert_spared(&c, &bystander);
+        assert_not_killed(&c, &bystander);
     }
 
     fn container_without_cgroups_is_killed_alone(d) {
@@ -237,7 +237,7 @@ cases! {
                 o.systemd_cgroup = false;
             });
             let c = c.run();
-            assert_spared(&c, &bystander);
+            assert_not_killed(&c, &bystander);
             c.finish();
         }
         assert!(bystander.lives());
@@ -262,7 +262,7 @@ cases! {
         c.finish();
     }
 
-    fn signal_to_all_reaches_no_others(d) {
+    fn kill_all_signals_no_process_of_others(d) {
         let Some(crun) = without_cgroups(d) else { return };
         let cgroup = d.make_cgroup("shims");
         let bystander = Bystander::in_cgroup(&cgroup);
@@ -307,7 +307,7 @@ cases! {
         c.finish();
     }
 
-    fn container_frozen_by_others_can_be_killed_as_a_whole(d) {
+    fn container_frozen_by_others_can_be_killed_with_all(d) {
         let c = d.container("c", &["sleep", "inf"]).host_pids().run();
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
         e.start().unwrap();
@@ -317,7 +317,7 @@ cases! {
         c.finish();
     }
 
-    fn frozen_cgroup_below_can_be_killed(d) {
+    fn frozen_child_cgroup_can_be_killed(d) {
         let c = d.container("c", &["sleep", "inf"]).host_pids().run();
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
         let pid = e.start().unwrap();
@@ -331,7 +331,7 @@ cases! {
         c.finish();
     }
 
-    fn pause_that_failed_half_way_does_not_keep_it_from_being_killed(d) {
+    fn container_can_be_killed_after_a_partly_failed_pause(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
         runtime.fail("pause", "the moon is full");
@@ -367,7 +367,7 @@ cases! {
         c.finish();
     }
 
-    fn processes_that_fork_and_end_all_the_time_are_killed(d) {
+    fn processes_that_fork_continuously_are_killed(d) {
         // Each generation has other pids than the one before.
         const SCRIPT: &str = "export S='sh -c \"$S\" &'; for i in 1 2 3 4; do sh -c \"$S\"; done; echo up; exec sleep inf";
         let fifos = d.fifos("c");
@@ -432,7 +432,7 @@ cases! {
         c.delete().unwrap();
     }
 
-    fn exec_that_left_the_cgroup_does_not_hold_inits_exit(d) {
+    fn exec_outside_of_the_cgroup_does_not_delay_inits_exit(d) {
         let c = d.container("c", &["sleep", "inf"]).host_pids().run();
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
         let pid = e.start().unwrap();
@@ -444,7 +444,7 @@ cases! {
         c.finish();
     }
 
-    fn cgroup_of_a_create_that_was_cut_short_is_removed(d) {
+    fn cgroup_of_a_cancelled_create_is_removed(d) {
         let runtime = d.fake_runtime();
         for host_pids in [false, true] {
             let id = format!("c{host_pids}");
@@ -463,10 +463,10 @@ cases! {
         }
     }
 
-    fn failed_create_leaves_another_container_of_the_same_id_alone(d) {
+    fn failed_create_does_not_touch_another_container_of_its_id(d) {
         let c = d.running("c");
         // As from another daemon, whose runtime keeps its state in the same place.
-        let mut other = Daemon::new(d.api, d.patience);
+        let mut other = Daemon::new(d.api, d.hang_timeout);
         other.namespace = d.namespace.clone();
         let root = d.runtime_root().to_str().unwrap().to_owned();
         let cgroup = c.cgroup().to_owned();
@@ -516,7 +516,7 @@ cases! {
         });
     }
 
-    fn cgroup_that_is_frozen_after_the_exit_can_be_deleted(d) {
+    fn container_whose_cgroup_is_frozen_after_the_exit_can_be_deleted(d) {
         let c = d.running("c");
         let freezer = freezer(c.cgroup());
         c.end();
@@ -525,7 +525,7 @@ cases! {
         c.finish();
     }
 
-    fn delete_leaves_a_neighbour_in_a_cgroup_of_another_name_alone(d) {
+    fn delete_does_not_kill_others_in_a_cgroup_of_another_name(d) {
         let cgroup = d.make_cgroup("batch");
         let neighbour = in_cgroup(d.container("neighbour", &["sleep", "inf"]), &cgroup).run();
         // Its name is a part of the cgroup's.

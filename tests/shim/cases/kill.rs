@@ -76,7 +76,7 @@ cases! {
         c.finish();
     }
 
-    fn end_of_an_init_in_anothers_pid_namespace(d) {
+    fn exit_of_an_init_in_a_shared_pid_namespace(d) {
         let a = d.container("a", &["sleep", "inf"]).group("pod").run();
         let path = format!("/proc/{}/ns/pid", a.state().unwrap().pid);
         let b = d.shell("b", WITH_ORPHAN).group("pod").spec(|spec| {
@@ -106,7 +106,7 @@ cases! {
         c.finish();
     }
 
-    fn kill_finds_no_container(d) {
+    fn kill_of_a_container_that_the_runtime_lost(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
         for (words, code, text) in [
@@ -117,20 +117,20 @@ cases! {
             runtime.fail("kill", words);
             c.kill_all(15).refused(code, text);
         }
-        runtime.mend("kill");
+        runtime.stop_failing("kill");
         assert_eq!(c.status(), Status::RUNNING);
         c.end();
         c.finish();
     }
 
-    fn exit_is_told_though_the_rest_cannot_be_killed(d) {
+    fn exit_is_published_if_other_processes_cannot_be_killed(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).host_pids().options(|o| o.binary_name = runtime.path()).run();
         runtime.fail("kill", "the moon is full");
         process::signal(c.state().unwrap().pid as i32, nix::sys::signal::Signal::SIGKILL);
         assert_eq!(c.exit_status(), 137);
         d.events.get("c", "exit");
-        runtime.mend("kill");
+        runtime.stop_failing("kill");
         c.finish();
     }
 }

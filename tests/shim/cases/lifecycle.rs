@@ -48,7 +48,7 @@ cases! {
         c.finish();
     }
 
-    fn pid_is_the_same_everywhere(d) {
+    fn pid_is_equal_in_all_answers_and_events(d) {
         let c = d.container("c", &["sleep", "inf"]).shim();
         let pid = c.create().unwrap();
         assert_eq!(fs::read_to_string(c.bundle.join("init.pid")).unwrap(), pid.to_string());
@@ -63,7 +63,7 @@ cases! {
         }
     }
 
-    fn state_says_what_was_requested(d) {
+    fn state_returns_what_was_requested(d) {
         let fifos = d.fifos("c");
         let c = d.container("c", &["sleep", "inf"]).stdio(fifos.stdio.clone()).created();
         let state = c.state().unwrap();
@@ -74,7 +74,7 @@ cases! {
         assert_eq!(state.exit_status, 0);
     }
 
-    fn time_of_no_exit_is_gos_zero_time(d) {
+    fn exit_time_without_an_exit_is_gos_zero_time(d) {
         let c = d.container("c", &["sleep", "inf"]).created();
         assert_eq!(c.state().unwrap().exited_at.seconds, NEVER);
         c.start().unwrap();
@@ -86,7 +86,7 @@ cases! {
         assert_eq!(deleted.exited_at.seconds, NEVER);
     }
 
-    fn time_of_exit_is_plausible_and_the_same_everywhere(d) {
+    fn exit_time_is_plausible_and_equal_in_all_answers_and_events(d) {
         let before = SystemTime::now();
         let c = d.container("c", &["true"]).run();
         let waited = c.wait().unwrap().exited_at;
@@ -98,7 +98,7 @@ cases! {
         assert_eq!(d.events.get("c", "delete").exited_at.as_ref(), waited.as_ref());
     }
 
-    fn container_that_was_never_started_is_deleted(d) {
+    fn unstarted_container_can_be_deleted(d) {
         let c = d.container("c", &["sleep", "inf"]).created();
         c.delete().unwrap();
         c.state().refused(Code::NOT_FOUND, "container not created");
@@ -106,7 +106,7 @@ cases! {
         c.shut_down();
     }
 
-    fn events_have_the_daemons_types(d) {
+    fn events_have_containerds_types(d) {
         let c = d.container("c", &["true"]).run();
         c.exit_status();
         c.delete().unwrap();
@@ -118,7 +118,7 @@ cases! {
         }
     }
 
-    fn create_event_says_what_was_requested(d) {
+    fn create_event_has_what_was_requested(d) {
         let fifos = d.fifos("c");
         let c = d.container("c", &["sleep", "inf"]).stdio(fifos.stdio.clone()).created();
         let event = d.events.get("c", "create");
@@ -129,7 +129,7 @@ cases! {
         assert_eq!(event.checkpoint, "");
     }
 
-    fn execs_events_come_in_order_and_no_delete(d) {
+    fn exec_events_are_in_order_without_a_delete(d) {
         let c = d.running("c");
         let e = c.exec("e", &["sh", "-c", "exit 3"]).unwrap();
         let pid = e.start().unwrap();
@@ -144,7 +144,7 @@ cases! {
         assert_eq!((exit.pid, exit.status), (pid, 3));
     }
 
-    fn process_that_ends_at_once_has_its_start_before_its_exit(d) {
+    fn start_event_precedes_an_immediate_exit(d) {
         let c = d.running("c");
         for round in 0..50 {
             let id = format!("e{round}");
@@ -160,7 +160,7 @@ cases! {
         }
     }
 
-    fn many_execs_at_once(d) {
+    fn many_concurrent_execs(d) {
         let c = d.running("c");
         let ids: Vec<String> = (0..40).map(|n| format!("e{n}")).collect();
         let exec = |id: &String| c.exec(id, &["sh", "-c", &format!("exit {}", &id[1..])]).unwrap();
@@ -211,7 +211,7 @@ cases! {
         c.finish();
     }
 
-    fn inits_exit_comes_after_its_execs(d) {
+    fn init_exit_is_published_after_exec_exits(d) {
         let c = d.running("c");
         for id in ["e1", "e2", "e3"] {
             sleeping_exec(&c, id);
@@ -224,7 +224,7 @@ cases! {
         c.finish();
     }
 
-    fn inits_exit_comes_last_in_a_shared_pid_namespace(d) {
+    fn init_exit_is_last_in_a_shared_pid_namespace(d) {
         let c = d.container("c", &["sleep", "inf"]).host_pids().run();
         let execs: Vec<_> = (0..5).map(|n| sleeping_exec(&c, &format!("e{n}"))).collect();
         c.kill(9).unwrap();
@@ -238,14 +238,14 @@ cases! {
         c.finish();
     }
 
-    fn inits_end_takes_orphans_along_in_a_shared_pid_namespace(d) {
+    fn init_exit_kills_orphans_in_a_shared_pid_namespace(d) {
         let c = d.shell("c", "setsid sleep inf & echo; exec sleep inf").host_pids().run();
         c.kill(9).unwrap();
         assert_eq!(c.exit_status(), 137);
         c.finish();
     }
 
-    fn connect_names_the_shim(d) {
+    fn connect_returns_the_shims_pid(d) {
         let c = d.container("c", &["sleep", "inf"]).shim();
         assert_eq!(c.connect().unwrap().task_pid, 0);
         let pid = c.create().unwrap();
@@ -255,7 +255,7 @@ cases! {
         assert!(String::from_utf8_lossy(&command).contains(&format!("-namespace\0{}\0-id\0c\0", d.namespace)));
     }
 
-    fn shutdown_with_a_container_left_is_nothing(d) {
+    fn shutdown_with_a_container_left_does_nothing(d) {
         let c = d.running("c");
         c.shutdown().unwrap();
         c.shutdown().unwrap();
@@ -278,7 +278,7 @@ cases! {
         d.events.get("c", "delete");
     }
 
-    fn bundles_files_are_gos(d) {
+    fn bundle_files_are_as_gos(d) {
         let c = d.container("c", &["sleep", "inf"]).created();
         let options = fs::read_to_string(c.bundle.join("options.json")).unwrap();
         let options: serde_json::Value = serde_json::from_str(&options).unwrap();
@@ -357,10 +357,10 @@ cases! {
         c.finish();
     }
 
-    fn one_of_many_starts_is_heeded(d) {
+    fn only_one_concurrent_start_succeeds(d) {
         let c = d.container("c", &["sleep", "inf"]).created();
         let starts: Vec<_> = (0..10).map(|_| c.start_pending()).collect();
-        let answers: Vec<_> = starts.into_iter().map(wire::Pending::wait).collect();
+        let answers: Vec<_> = starts.into_iter().map(rpc::Pending::wait).collect();
         assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
         for refused in answers.into_iter().filter(Result::is_err) {
             refused.refused(Code::UNKNOWN, "cannot start a running process");

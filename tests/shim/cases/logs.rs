@@ -21,7 +21,7 @@ fn ends_with_ids(d: &Daemon, line: &str, id: &str) {
 }
 
 cases! {
-    fn log_says_how_each_container_of_a_pod_exited(d) {
+    fn log_has_the_exit_of_each_container_of_a_pod(d) {
         let a = d.container("a", &["sleep", "inf"]).group("a").run();
         let b = d.container("b", &["sh", "-c", "exit 3"]).group("a").run();
         assert_eq!(b.exit_status(), 3);

@@ -11,7 +11,7 @@ fn kilobytes(c: &Container, field: &str) -> u64 {
 }
 
 cases! {
-    fn memory_of_the_start_is_given_back_at_rest(d) {
+    fn idle_server_releases_memory(d) {
         let c = d.running("c");
         d.eventually("a quarter less resident than at most", || {
             kilobytes(&c, "VmRSS:") < kilobytes(&c, "VmHWM:") / 4 * 3

@@ -27,7 +27,7 @@ fn runtime_of(pid: u32, path: &Path) {
 }
 
 /// Every field that is not zero, by its path; the type's name first.
-fn fields(c: &Container) -> Result<BTreeMap<String, String>, wire::Failure> {
+fn fields(c: &Container) -> Result<BTreeMap<String, String>, rpc::Failure> {
     let any: Any = c.stats()?.stats.unwrap();
     // Sizes of huge pages come in no order.
     let text = if any.type_url == "io.containerd.cgroups.v1.Metrics" {
@@ -68,12 +68,12 @@ fn fields(c: &Container) -> Result<BTreeMap<String, String>, wire::Failure> {
 fn with_two_shims(d: &Daemon, test: impl FnOnce(&Container, &Container)) {
     let (here, script) = (d.path("shim"), d.path("runtime"));
     with_all_hierarchies(shim_binary(), &here);
-    let ours = Daemon::with_shim(here.to_str().unwrap(), d.api, d.patience);
+    let ours = Daemon::with_shim(here.to_str().unwrap(), d.api, d.hang_timeout);
     let c = ours.running("c");
 
     let there = d.path("peer");
     with_all_hierarchies(go_shim(d.api), &there);
-    let others = Daemon::with_shim(there.to_str().unwrap(), d.api, d.patience);
+    let others = Daemon::with_shim(there.to_str().unwrap(), d.api, d.hang_timeout);
     runtime_of(c.state().unwrap().pid, &script);
     let other = others.container("c", &["true"]);
     let other = other.options(|o| o.binary_name = script.to_str().unwrap().into());

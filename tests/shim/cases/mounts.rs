@@ -70,7 +70,7 @@ fn image(d: &Daemon) -> PathBuf {
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
     let mut mkfs = Command::new("mkfs.ext4");
     mkfs.args(["-q", "-d"]).arg(bundle::rootfs()).arg(&image);
-    let output = process::run(&mut mkfs, &[], d.patience);
+    let output = process::run(&mut mkfs, &[], d.hang_timeout);
     assert_eq!(output.status, 0, "mkfs.ext4: {}", output.stderr_text());
     image
 }
@@ -84,7 +84,7 @@ impl Mappable {
         fs::create_dir(&dir).unwrap();
         let mut command = Command::new("mount");
         command.args(["-o", "loop"]).arg(image(d)).arg(&dir);
-        let output = process::run(&mut command, &[], d.patience);
+        let output = process::run(&mut command, &[], d.hang_timeout);
         assert_eq!(output.status, 0, "mount: {}", output.stderr_text());
         Mappable(dir)
     }
@@ -195,7 +195,7 @@ cases! {
         assert_runs(&c);
     }
 
-    fn mount_that_is_made_read_only_later(d) {
+    fn mount_that_is_remounted_read_only(d) {
         let mounts = vec![bind(&["rw"]), bind(&["remount", "ro"])];
         let c = d.container("c", &["true"]).mounts(mounts).created();
         let entries = at_rootfs(&c);
@@ -220,7 +220,7 @@ cases! {
         assert_eq!(fs::read_to_string(d.path("upper/file")).unwrap(), "text\n");
     }
 
-    fn overlay_of_more_layers_than_a_page_names(d) {
+    fn overlay_with_options_longer_than_a_page(d) {
         let mut layers: Vec<String> = (0..200).map(|n| {
             let dir = d.path(&format!("snapshots/{n}/fs"));
             fs::create_dir_all(&dir).unwrap();
@@ -229,7 +229,7 @@ cases! {
         }).collect();
         // The lowest one, in a place of its own, where it has to be in common with the others.
         let lowest = d.path("snapshots/lowest");
-        let output = process::run(Command::new("cp").arg("-a").arg(bundle::rootfs()).arg(&lowest), &[], d.patience);
+        let output = process::run(Command::new("cp").arg("-a").arg(bundle::rootfs()).arg(&lowest), &[], d.hang_timeout);
         assert_eq!(output.status, 0, "{}", output.stderr_text());
         layers.push(lowest.to_str().unwrap().into());
         let option = format!("lowerdir={}", layers.join(":"));
@@ -267,7 +267,7 @@ cases! {
         assert_eq!(mounts_below(&d.path("")), std::slice::from_ref(&source.0));
     }
 
-    fn id_map_that_is_none(d) {
+    fn invalid_id_map(d) {
         let c = d.container("c", &["true"]).mounts(vec![bind(&["uidmap=zero", "gidmap=0:0:1"])]).shim();
         assert!(c.create().is_err());
         c.assert_gone();
@@ -296,7 +296,7 @@ cases! {
         assert!(before == fs::read(&image).unwrap(), "the image was written to");
     }
 
-    fn image_on_a_loop_device_past_the_page_cache(d) {
+    fn image_on_a_loop_device_with_direct_io(d) {
         let image = image(d);
         let direct = File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(&image).is_ok();
         let c = d.container("c", &["true"]).mounts(vec![a_mount("ext4", image, &["loop", "ro", "direct-io"])]).created();
@@ -306,7 +306,7 @@ cases! {
         assert_runs(&c);
     }
 
-    fn image_that_is_not_there(d) {
+    fn image_that_does_not_exist(d) {
         let c = d.container("c", &["true"]).mounts(vec![a_mount("ext4", "/no/such/image", &["loop"])]).shim();
         let failure = c.create().unwrap_err();
         assert!(failure.message.contains("/no/such/image"), "{failure:?}");
@@ -337,7 +337,7 @@ cases! {
         c.shut_down();
     }
 
-    fn fuse_helper_goes_with_a_killed_server(d) {
+    fn fuse_helper_is_killed_with_the_server(d) {
         let pid = d.path("pid");
         helper(d, &format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep inf", pid.display()));
         let c = d.container("c", &["true"]).mounts(vec![a_mount("fuse3.some-fs", "source", &[])]).shim();
@@ -349,7 +349,7 @@ cases! {
         d.eventually("the helper ends", || !process::alive(helper));
     }
 
-    fn fuse_helper_leaves_a_daemon_with_its_output(d) {
+    fn fuse_helper_whose_child_keeps_its_output_open(d) {
         let pid = d.path("pid");
         helper(d, &format!("sleep 1000 & echo $! > {}; exec mount --bind \"$1\" \"$2\"", pid.display()));
         let c = d.container("c", &["true"]).mounts(vec![a_mount("fuse3.some-fs", bundle::rootfs(), &[])]).shim();
@@ -371,7 +371,7 @@ cases! {
         assert_targets_stay_in_the_rootfs(d);
     }
 
-    fn target_that_is_not_there(d) {
+    fn target_that_does_not_exist(d) {
         let target = Mount { target: "no/such/place".into(), ..a_mount("tmpfs", "tmpfs", &[]) };
         let c = d.container("c", &["true"]).mounts(vec![bind(&["ro"]), target]).shim();
         let failure = c.create().unwrap_err();
@@ -388,7 +388,7 @@ cases! {
         c.shut_down();
     }
 
-    fn rootfs_directory_is_made(d) {
+    fn rootfs_directory_is_created(d) {
         let c = d.container("c", &["true"]).shim();
         fs::remove_dir(c.bundle.join("rootfs")).unwrap();
         c.create().unwrap();

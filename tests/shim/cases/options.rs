@@ -119,7 +119,7 @@ cases! {
         c.finish();
     }
 
-    fn shim_cgroup_that_is_not_there(d) {
+    fn shim_cgroup_that_does_not_exist(d) {
         let cgroup = "/no/such/cgroup".to_string();
         let options = runc::Options { shim_cgroup: cgroup.clone(), ..d.options() };
         let bundle = d.container("c", &["true"]).bundle();
@@ -179,7 +179,7 @@ cases! {
         });
     }
 
-    fn options_are_kept_in_gos_form(d) {
+    fn options_json_is_as_gos(d) {
         let root = d.runtime_root();
         let c = d.container("c", &["true"]).options(|o| {
             (o.no_pivot_root, o.no_new_keyring, o.io_uid, o.io_gid) = (true, true, 1, 2);
@@ -194,7 +194,7 @@ cases! {
         assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), expected);
     }
 
-    fn options_of_the_future(d) {
+    fn unknown_option_fields_are_accepted(d) {
         let mut options = any("containerd.runc.v1.Options", &d.options());
         // Field 200, the number 1.
         options.value.extend([0xc0, 0x0c, 0x01]);
@@ -204,7 +204,7 @@ cases! {
         c.finish();
     }
 
-    fn options_that_are_no_message(d) {
+    fn malformed_options(d) {
         let options = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![0xff; 20], ..Default::default() };
         let c = d.container("c", &["true"]).shim();
         let request = task::CreateTaskRequest { options: Some(options).into(), ..c.create_request() };
@@ -233,7 +233,7 @@ cases! {
         assert_eq!(c.status(), Status::RUNNING);
     }
 
-    fn runtime_is_not_told_of_containerds_notify_socket(d) {
+    fn runtime_does_not_inherit_notify_socket(d) {
         d.set_env("NOTIFY_SOCKET", "/run/systemd/notify");
         let runtime = d.fake_runtime();
         assert_runs(d, &runtime, |_| ());

@@ -31,7 +31,7 @@ fn assert_serves(c: &Container) {
 }
 
 cases! {
-    fn containers_of_a_pod_started_at_the_same_time(d) {
+    fn concurrent_starts_of_a_pods_containers(d) {
         let ids = ["a", "b", "c", "d", "e", "f"];
         let containers: Vec<Container> = thread::scope(|scope| {
             let run = |id: &'static str| scope.spawn(move || in_pod(d, id).run());
@@ -53,7 +53,7 @@ cases! {
         containers[0].shut_down();
     }
 
-    fn containers_of_a_pod_have_options_of_their_own(d) {
+    fn each_container_of_a_pod_has_its_own_options(d) {
         let runtime = d.fake_runtime();
         let root = d.path("another-root");
         let a = in_pod(d, "a").run();
@@ -75,7 +75,7 @@ cases! {
         a.shut_down();
     }
 
-    fn first_container_of_a_pod_goes_first(d) {
+    fn first_container_of_a_pod_is_deleted_first(d) {
         let a = in_pod(d, "a").run();
         let b = in_pod(d, "b").run();
         a.end();
@@ -97,7 +97,7 @@ cases! {
         c.finish();
     }
 
-    fn container_of_a_pod_is_made_anew(d) {
+    fn container_of_a_pod_is_recreated(d) {
         let a = in_pod(d, "a").run();
         for code in [3, 4] {
             let script = format!("exit {code}");
@@ -115,7 +115,7 @@ cases! {
         a.finish();
     }
 
-    fn names_of_a_pods_execs_are_each_containers_own(d) {
+    fn exec_ids_are_unique_per_container_not_per_pod(d) {
         let (a, b) = (in_pod(d, "a").run(), in_pod(d, "b").run());
         let (of_a, of_b) = (a.exec("e", &["sleep", "inf"]).unwrap(), b.exec("e", &["sleep", "inf"]).unwrap());
         of_a.start().unwrap();

@@ -74,7 +74,7 @@ pub fn limit_of(c: &Container, resource: &str) -> String {
 }
 
 cases! {
-    fn stats_are_told(d) {
+    fn stats_of_a_running_container(d) {
         let fifos = d.fifos("c");
         let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; exec sleep inf";
         let c = d.shell("c", script).stdio(fifos.stdio.clone()).run();
@@ -84,7 +84,7 @@ cases! {
         assert_eq!(pids, 1);
     }
 
-    fn stats_asked_for_again_and_again_are_of_now(d) {
+    fn repeated_stats_are_current(d) {
         let c = d.running("c");
         for processes in 1..5 {
             // Threads of the runtime count until it executes the process.
@@ -149,7 +149,7 @@ cases! {
         c.finish();
     }
 
-    fn bad_resources_are_a_clear_error(d) {
+    fn invalid_resources_are_a_clear_error(d) {
         let c = d.running("c");
         let before = limit_of(&c, "pids");
         // No JSON, and what the kernel refuses.
@@ -165,7 +165,7 @@ cases! {
         c.finish();
     }
 
-    fn oom_comes_before_the_exit(d) {
+    fn oom_event_precedes_the_exit_event(d) {
         let rounds = std::env::var("OOM_ROUNDS").map_or(3, |rounds| rounds.parse().unwrap());
         let mut missed = 0;
         for round in 0..rounds {
@@ -186,7 +186,7 @@ cases! {
         eprintln!("the metrics lack the kill in {missed} of {rounds} rounds");
     }
 
-    fn oom_of_an_exec_is_told(d) {
+    fn oom_of_an_exec_is_published(d) {
         let c = short_of_memory(d.container("c", &["sleep", "inf"])).run();
         let hog = c.exec("hog", HOG).unwrap();
         hog.start().unwrap();
@@ -199,7 +199,7 @@ cases! {
         assert_eq!(ooms, 1, "the end of the cgroup is none");
     }
 
-    fn server_is_as_small_after_many_execs_as_before(d) {
+    fn many_execs_do_not_grow_the_server(d) {
         let c = d.running("c");
         let round = |n: u32| {
             let id = format!("e{n}");

@@ -11,9 +11,9 @@ use nix::poll::{PollFd, PollFlags, poll};
 use ttrpc::proto::{Request, Response};
 
 use crate::harness::container::Container;
-use crate::harness::events::Mood;
+use crate::harness::events::Behaviour;
+use crate::harness::rpc::{Frame, MESSAGE_MAX, Pending, REQUEST, dial, request};
 use crate::harness::runtime::At;
-use crate::harness::wire::{Frame, MESSAGE_MAX, Pending, REQUEST, dial, request};
 use crate::harness::*;
 
 /// Sends a request without waiting, and without a deadline.
@@ -27,7 +27,7 @@ fn send_without_deadline<M: Message>(
 }
 
 /// `count` Waits for the init, which nobody will take the answers of.
-fn park_waits(c: &Container, count: usize) {
+fn send_waits(c: &Container, count: usize) {
     let wait = task::WaitRequest {
         id: c.container.clone(),
         ..Default::default()
@@ -43,7 +43,9 @@ fn park_waits(c: &Container, count: usize) {
 #[track_caller]
 fn answer_to(c: &Container, frame: &Frame) -> Response {
     let mut stream = dial(&c.started.address).unwrap();
-    stream.set_read_timeout(Some(c.daemon.patience)).unwrap();
+    stream
+        .set_read_timeout(Some(c.daemon.hang_timeout))
+        .unwrap();
     stream.write_all(&frame.bytes()).unwrap();
     let answer = Frame::read(&mut stream).unwrap().expect("an answer");
     Response::parse_from_bytes(&answer.payload).unwrap()
@@ -64,7 +66,7 @@ fn request_of_empty_metadata(c: &Container) -> Frame {
 }
 
 /// Sends `bytes` until the server takes no more for a while.
-fn send_what_is_taken(mut stream: &UnixStream, mut bytes: &[u8]) {
+fn send_until_blocked(mut stream: &UnixStream, mut bytes: &[u8]) {
     stream.set_nonblocking(true).unwrap();
     while !bytes.is_empty() {
         match stream.write(bytes) {
@@ -90,7 +92,7 @@ fn with_descriptor_limits(d: &Daemon, soft: u32, hard: u32) -> Daemon {
         shim_binary()
     );
     write_program(&wrapper, &script);
-    Daemon::with_shim(wrapper.to_str().unwrap(), d.api, d.patience)
+    Daemon::with_shim(wrapper.to_str().unwrap(), d.api, d.hang_timeout)
 }
 
 cases! {
@@ -125,9 +127,9 @@ cases! {
         c.finish();
     }
 
-    fn parked_waits_keep_no_other_call_from_being_served(d) {
+    fn waiting_requests_do_not_block_other_calls(d) {
         let c = d.running("c");
-        park_waits(&c, 5000);
+        send_waits(&c, 5000);
         assert_eq!(c.status(), containerd_shim_rs_v2::proto::types::Status::RUNNING);
         let e = c.exec("e", &["true"]).unwrap();
         e.start().unwrap();
@@ -136,12 +138,12 @@ cases! {
         c.finish();
     }
 
-    fn parked_waits_cost_little_memory(d) {
+    fn waiting_requests_need_little_memory(d) {
         let c = d.running("c");
         let connection = c.reconnect();
         c.over(&connection).state().unwrap();
         let before = c.memory("VmRSS");
-        park_waits(&c, 5000);
+        send_waits(&c, 5000);
         let parked = c.memory("VmRSS").saturating_sub(before);
         assert!(parked < 2 << 10, "{parked} kB for 5000 Waits");
         c.connection.close();
@@ -155,7 +157,7 @@ cases! {
         assert_eq!(c.shim_exit(), 0);
     }
 
-    fn metadata_costs_neither_time_nor_memory(d) {
+    fn metadata_needs_neither_time_nor_memory(d) {
         let c = d.running("c");
         let before = c.memory("VmHWM");
         let metadata = request_of_empty_metadata(&c).bytes();
@@ -167,14 +169,14 @@ cases! {
         let begun = Instant::now();
         c.state().unwrap();
         let took = begun.elapsed();
-        assert!(took < d.patience / 5, "{took:?} for a State");
+        assert!(took < d.hang_timeout / 5, "{took:?} for a State");
         let grown = c.memory("VmHWM").saturating_sub(before);
         assert!(grown < 64 << 10, "{grown} kB for metadata");
         c.end();
         c.finish();
     }
 
-    fn a_million_mounts_are_refused(d) {
+    fn request_with_a_million_mounts_is_refused(d) {
         let c = d.running("c");
         let before = c.memory("VmHWM");
         let create = task::CreateTaskRequest {
@@ -193,7 +195,7 @@ cases! {
         c.finish();
     }
 
-    fn a_negative_timeout_has_passed(d) {
+    fn negative_timeout_is_exceeded_at_once(d) {
         let c = d.running("c");
         let state = task::StateRequest { id: "c".into(), ..Default::default() };
         let request = Request {
@@ -209,7 +211,7 @@ cases! {
         c.finish();
     }
 
-    fn clients_that_do_not_read_hold_up_no_other(d) {
+    fn clients_that_do_not_read_do_not_delay_others(d) {
         let c = d.running("c");
         c.stats().unwrap();
         let before = c.memory("VmRSS");
@@ -219,7 +221,7 @@ cases! {
             .collect();
         let streams: Vec<_> = (0..100).map(|_| dial(&c.started.address).unwrap()).collect();
         std::thread::scope(|scope| {
-            let flood = scope.spawn(|| streams.iter().for_each(|stream| send_what_is_taken(stream, &requests)));
+            let flood = scope.spawn(|| streams.iter().for_each(|stream| send_until_blocked(stream, &requests)));
             let mut slowest = Duration::ZERO;
             let mut asked = 0;
             while asked < 20 || !flood.is_finished() {
@@ -228,7 +230,7 @@ cases! {
                 slowest = slowest.max(begun.elapsed());
                 asked += 1;
             }
-            assert!(slowest < d.patience / 5, "{slowest:?} for a State, one of {asked}");
+            assert!(slowest < d.hang_timeout / 5, "{slowest:?} for a State, one of {asked}");
         });
         let grown = c.memory("VmRSS").saturating_sub(before);
         assert!(grown < 16 << 10, "{grown} kB for clients that do not read");
@@ -237,10 +239,10 @@ cases! {
         c.finish();
     }
 
-    fn event_that_is_refused_for_good_holds_up_no_other(d) {
+    fn permanently_refused_event_does_not_block_others(d) {
         let c = d.running("c");
         d.events.get("c", "start");
-        d.events.set_mood(Mood::RefuseKind("exec-added"));
+        d.events.set_behaviour(Behaviour::RefuseKind("exec-added"));
         let e = c.exec("e", &["true"]).unwrap();
         e.start().unwrap();
         assert_eq!(e.exit_status(), 0);
@@ -251,7 +253,7 @@ cases! {
         c.finish();
     }
 
-    fn server_ends_soon_when_nobody_listens_for_its_events(d) {
+    fn server_exits_soon_if_containerd_does_not_listen(d) {
         let c = d.running("c");
         d.events.get("c", "start");
         d.events.stop();
@@ -265,7 +267,7 @@ cases! {
         c.assert_gone();
     }
 
-    fn what_ends_processes_works_without_descriptors_for_new_ones(d) {
+    fn kill_and_delete_work_without_free_descriptors(d) {
         let d = &with_descriptor_limits(d, 128, 128);
         let c = d.running("c");
         let mut started = Vec::new();
@@ -322,12 +324,12 @@ cases! {
         c.finish();
     }
 
-    fn server_without_client_and_container_ends(d) {
+    fn server_without_client_and_container_exits(d) {
         let kept = d.running("kept");
         kept.connection.close();
         let c = d.container("c", &["true"]).shim();
         c.connection.close();
-        let exit = process::wait(c.shim_pid, "the shim that nobody calls", 3 * d.patience);
+        let exit = process::wait(c.shim_pid, "the shim that nobody calls", 3 * d.hang_timeout);
         assert_eq!(exit, 0);
         assert!(!c.socket().exists());
         // Nobody calls that, either, and for longer: it has a container.
@@ -339,7 +341,7 @@ cases! {
         assert_eq!(kept.shim_exit(), 0);
     }
 
-    fn server_whose_client_left_during_create_ends_soon(d) {
+    fn server_exits_soon_after_its_client_left_during_create(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
         let mut held = runtime.hold("create", At::Before);

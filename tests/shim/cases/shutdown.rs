@@ -8,7 +8,7 @@ use crate::harness::runtime::At;
 use crate::harness::*;
 
 cases! {
-    fn shutdown_is_not_urged(d) {
+    fn shutdown_without_now_flag(d) {
         let c = d.running("c");
         for id in ["c", "", "unknown"] {
             let request = ShutdownRequest { id: id.into(), now: true, ..Default::default() };
@@ -19,29 +19,29 @@ cases! {
         c.finish();
     }
 
-    fn nobody_is_taken_once_shutdown_is_answered(d) {
+    fn no_connection_is_accepted_after_shutdown(d) {
         for round in 0..20 {
             let c = d.container(&format!("c{round}"), &["true"]).shim();
             c.shutdown().unwrap();
-            assert!(wire::dial(&c.started.address).is_err(), "round {round}: a server that ends took a client");
+            assert!(rpc::dial(&c.started.address).is_err(), "round {round}: a server that ends took a client");
             assert_eq!(c.shim_exit(), 0);
         }
     }
 
-    fn start_right_after_shutdown_finds_a_server_that_stays(d) {
+    fn start_right_after_shutdown_starts_a_new_server(d) {
         let c = d.container("c", &["sleep", "inf"]).shim();
         for _ in 0..10 {
             let last = d.answer(Dialect::Legacy, &d.start(Dialect::Legacy, "c", &c.bundle, None));
-            let connection = wire::Connection::open(&last.address, d.patience).unwrap();
+            let connection = rpc::Connection::open(&last.address, d.hang_timeout).unwrap();
             c.over(&connection).shutdown().unwrap();
             let next = d.answer(Dialect::Legacy, &d.start(Dialect::Legacy, "c", &c.bundle, None));
             assert_eq!(next.address, last.address);
-            let next = c.over(&wire::Connection::open(&next.address, d.patience).unwrap());
+            let next = c.over(&rpc::Connection::open(&next.address, d.hang_timeout).unwrap());
             next.connect().unwrap();
         }
     }
 
-    fn shutdown_waits_for_a_container_that_another_client_makes(d) {
+    fn shutdown_keeps_a_container_that_another_client_creates(d) {
         let runtime = d.fake_runtime();
         let a = d.container("a", &["true"]).group("pod").run();
         let b = d.container("b", &["sleep", "inf"]).group("pod").options(|o| o.binary_name = runtime.path()).shim();
@@ -50,7 +50,7 @@ cases! {
         let mut held = runtime.hold("create", At::Before);
         let create = b.create_pending();
         held.reached();
-        let shutdown: wire::Pending<Empty> = a.send("Shutdown", &ShutdownRequest { id: "a".into(), ..Default::default() });
+        let shutdown: rpc::Pending<Empty> = a.send("Shutdown", &ShutdownRequest { id: "a".into(), ..Default::default() });
         held.release();
         create.wait().unwrap();
         shutdown.wait().unwrap();
@@ -60,12 +60,12 @@ cases! {
         b.finish();
     }
 
-    fn shutdown_by_the_client_that_gave_up_on_its_container(d) {
+    fn shutdown_cancels_the_clients_own_create(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
         let mut held = runtime.hold("create", At::Before);
         let other = c.reconnect();
-        let _create: wire::Pending<Empty> = c.over(&other).send("Create", &c.create_request());
+        let _create: rpc::Pending<Empty> = c.over(&other).send("Create", &c.create_request());
         held.reached();
         other.close();
         c.shutdown().unwrap();
@@ -76,7 +76,7 @@ cases! {
         c.assert_gone();
     }
 
-    fn waits_are_answered_before_the_shim_ends(d) {
+    fn waits_are_answered_before_the_shim_exits(d) {
         let c = d.container("c", &["true"]).run();
         let other = c.reconnect();
         let waits: Vec<_> = (0..50).map(|_| c.over(&other).wait_pending()).collect();

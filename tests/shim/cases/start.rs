@@ -45,7 +45,7 @@ fn assert_refused(d: &Daemon, output: &Output, text: &str) {
 }
 
 #[track_caller]
-fn whole_life(d: &Daemon, dialect: Dialect) -> daemon::Started {
+fn run_whole_lifecycle(d: &Daemon, dialect: Dialect) -> daemon::Started {
     let c = d.shell("c", "exit 3").shim_in(dialect);
     c.create().unwrap();
     c.start().unwrap();
@@ -55,26 +55,26 @@ fn whole_life(d: &Daemon, dialect: Dialect) -> daemon::Started {
 }
 
 cases! {
-    fn containerd_1_6_starts_it(d) {
-        assert_eq!(whole_life(d, Dialect::V1_6).form, Form::Plain);
+    fn start_as_containerd_1_6(d) {
+        assert_eq!(run_whole_lifecycle(d, Dialect::V1_6).form, Form::Plain);
     }
 
-    fn containerd_1_7_to_2_2_starts_it(d) {
-        whole_life(d, Dialect::Legacy);
+    fn start_as_containerd_1_7_to_2_2(d) {
+        run_whole_lifecycle(d, Dialect::Legacy);
     }
 
-    fn containerd_2_3_starts_it(d) {
-        let started = whole_life(d, Dialect::Bootstrap);
+    fn start_as_containerd_2_3(d) {
+        let started = run_whole_lifecycle(d, Dialect::Bootstrap);
         assert_eq!(started.version, 3);
         assert!(started.address.starts_with(&format!("unix://{}", d.path("s").display())));
     }
 
-    fn address_is_left_in_the_bundle(d) {
+    fn address_is_written_to_the_bundle(d) {
         let c = d.container("c", &["true"]).shim_in(Dialect::V1_6);
         assert_eq!(fs::read_to_string(c.bundle.join("address")).unwrap(), c.started.address);
     }
 
-    fn socket_has_the_name_that_the_daemon_expects(d) {
+    fn socket_has_the_name_that_containerd_expects(d) {
         let c = d.container("c", &["true"]).shim();
         let expected = format!("unix:///run/containerd/s/{}", socket_name(d, "c"));
         assert_eq!(c.started.address, expected);
@@ -82,7 +82,7 @@ cases! {
         assert_eq!(mode & 0o777, 0o600);
     }
 
-    fn options_on_stdin_do_no_harm(d) {
+    fn options_on_stdin_are_accepted(d) {
         let bundle = d.container("c", &["true"]).bundle();
         let options = any("containerd.runc.v1.Options", &d.options());
         let output = d.start(Dialect::V1_6, "c", &bundle, Some(options));
@@ -92,30 +92,30 @@ cases! {
     fn garbage_on_stdin_does_not_hang(d) {
         let bundle = d.container("c", &["true"]).bundle();
         let mut command = d.command("c", &bundle);
-        process::run(command.arg("start"), &[0xff; 4096], d.patience);
+        process::run(command.arg("start"), &[0xff; 4096], d.hang_timeout);
     }
 
-    fn debug_flag_is_taken(d) {
+    fn debug_flag_is_accepted(d) {
         let bundle = d.container("c", &["true"]).bundle();
         let mut command = d.command("c", &bundle);
-        let output = process::run(command.args(["-debug", "start"]), &[], d.patience);
+        let output = process::run(command.args(["-debug", "start"]), &[], d.hang_timeout);
         d.answer(Dialect::V1_6, &output);
     }
 
-    fn flags_are_gos(d) {
+    fn flags_are_as_gos(d) {
         let bundle = d.container("c", &["true"]).bundle();
         let mut command = std::process::Command::new(shim_binary());
         command.arg(format!("--namespace={}", d.namespace)).args(["--address", &d.grpc_address()]);
         command.args(["-id=c", "start"]).env("TTRPC_ADDRESS", d.events.path()).current_dir(bundle);
-        let started = d.answer(Dialect::V1_6, &process::run(&mut command, &[], d.patience));
+        let started = d.answer(Dialect::V1_6, &process::run(&mut command, &[], d.hang_timeout));
         assert!(started.address.ends_with(&socket_name(d, "c")), "{started:?}");
     }
 
-    fn namespace_is_needed(d) {
+    fn namespace_is_required(d) {
         let bundle = d.container("c", &["true"]).bundle();
         let mut command = std::process::Command::new(shim_binary());
         command.args(["-id", "c", "start"]).env("TTRPC_ADDRESS", d.events.path()).current_dir(bundle);
-        assert_refused(d, &process::run(&mut command, &[], d.patience), "namespace cannot be empty");
+        assert_refused(d, &process::run(&mut command, &[], d.hang_timeout), "namespace cannot be empty");
     }
 
     fn config_is_missing(d) {
@@ -128,7 +128,7 @@ cases! {
         assert_refused(d, &output, "");
     }
 
-    fn config_of_the_future_is_taken(d) {
+    fn unknown_config_fields_are_accepted(d) {
         let config = r#"{"ociVersion": "9.9", "annotations": null, "process": {"capabilities":
             {"bounding": ["CAP_OF_THE_FUTURE"]}, "rlimits": [{"type": "RLIMIT_OF_THE_FUTURE"}]},
             "linux": {"namespaces": [{"type": "future"}]}, "future": [1]}"#;
@@ -174,7 +174,7 @@ cases! {
         }
     }
 
-    fn group_goes_before_sandbox(d) {
+    fn group_annotation_precedes_sandbox_annotation(d) {
         let c = d.container("c", &["true"]).group("first");
         let c = c.annotation("io.kubernetes.cri.sandbox-id", "second").shim();
         assert!(c.started.address.ends_with(&socket_name(d, "first")));
@@ -193,7 +193,7 @@ cases! {
         }
     }
 
-    fn server_is_killed_before_containerd(d) {
+    fn oom_killer_prefers_the_server_to_containerd(d) {
         let score = |pid: &str| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
         let number = |text: String| text.trim().parse::<i32>().unwrap();
         let c = d.container("c", &["true"]).shim();
@@ -201,17 +201,17 @@ cases! {
         assert_eq!(number(score(&c.shim_pid.to_string())), expected);
     }
 
-    fn version_is_told(d) {
+    fn version_is_printed(d) {
         let mut command = std::process::Command::new(shim_binary());
-        let output = process::run(command.arg("-v"), &[], d.patience);
+        let output = process::run(command.arg("-v"), &[], d.hang_timeout);
         assert_eq!((output.status, output.stderr_text().as_str()), (0, ""));
         assert!(output.stdout_text().contains("Version:"), "{}", output.stdout_text());
     }
 
-    fn runtime_info_is_told(d) {
+    fn info_is_printed(d) {
         for options in [Vec::new(), any("containerd.runc.v1.Options", &d.options()).write_to_bytes().unwrap()] {
             let mut command = std::process::Command::new(shim_binary());
-            let output = process::run(command.arg("-info"), &options, d.patience);
+            let output = process::run(command.arg("-info"), &options, d.hang_timeout);
             assert_eq!((output.status, output.stderr_text().as_str()), (0, ""));
             let info = introspection::RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
             assert!(!info.name.is_empty());
@@ -219,7 +219,7 @@ cases! {
         }
     }
 
-    fn core_scheduling_is_on_or_start_says_why_not(d) {
+    fn core_scheduling_is_on_or_start_fails_with_the_reason(d) {
         d.set_env("SCHED_CORE", "1");
         let bundle = d.container("c", &["true"]).bundle();
         let output = d.start(Dialect::Legacy, "c", &bundle, None);
@@ -235,8 +235,8 @@ cases! {
         }
     }
 
-    fn no_core_scheduling_unless_asked_for(d) {
+    fn core_scheduling_is_off_by_default(d) {
         d.set_env("SCHED_CORE", "");
-        whole_life(d, Dialect::Legacy);
+        run_whole_lifecycle(d, Dialect::Legacy);
     }
 }

@@ -41,7 +41,7 @@ fn masters(c: &container::Container) -> usize {
 }
 
 cases! {
-    fn stdout_and_stderr_are_apart(d) {
+    fn stdout_and_stderr_are_separate(d) {
         let fifos = d.fifos("c");
         let c = d.shell("c", "echo out; echo err >&2").stdio(fifos.stdio).run();
         assert_eq!(c.exit_status(), 0);
@@ -116,7 +116,7 @@ cases! {
         c.finish();
     }
 
-    fn stdin_is_open_no_sooner_than_the_container_runs(d) {
+    fn stdin_is_opened_at_start(d) {
         let fifos = d.fifos("c");
         let c = d.container("c", &["cat"]).stdio(fifos.stdio.clone()).created();
         let writer = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifos.stdio.stdin);
@@ -152,13 +152,13 @@ cases! {
         assert_eq!(fifos.stdout.end(), "line\n");
     }
 
-    fn close_of_what_was_never_open(d) {
+    fn close_io_without_stdin(d) {
         let c = d.running("c");
         c.close_io().unwrap();
         c.close_io().unwrap();
     }
 
-    fn large_output_arrives_whole(d) {
+    fn large_output_is_complete(d) {
         let fifos = d.fifos("c");
         let script = "dd if=/tmp/random bs=1M count=24 2>/dev/null | tee /tmp/x; sha256sum < /tmp/x >&2";
         let c = d.shell("c", script).spec(|spec| spec["process"]["env"] = serde_json::json!(["PATH=/bin"]));
@@ -175,7 +175,7 @@ cases! {
         c.finish();
     }
 
-    fn output_of_a_process_that_ends_at_once_is_not_lost(d) {
+    fn output_of_a_short_process_is_not_lost(d) {
         let c = d.running("c");
         for round in 0..20 {
             let fifos = d.fifos(&format!("e{round}"));
@@ -188,7 +188,7 @@ cases! {
         }
     }
 
-    fn reader_goes_and_comes_back(d) {
+    fn reader_disconnects_and_returns(d) {
         let fifos = d.fifos("c");
         let script = "while read line; do echo $line; done; exit 3";
         let c = d.shell("c", script).stdio(fifos.stdio.clone()).run();
@@ -263,7 +263,7 @@ cases! {
         c.shut_down();
     }
 
-    fn logger_that_is_not_there(d) {
+    fn logger_that_does_not_exist(d) {
         let c = d.container("c", &["true"]).stdio(both("binary:///no/such/logger")).shim();
         let failure = c.create().unwrap_err();
         assert!(failure.message.contains("/no/such/logger"), "{failure:?}");
@@ -279,7 +279,7 @@ cases! {
         c.shut_down();
     }
 
-    fn fifo_that_is_not_there(d) {
+    fn fifo_that_does_not_exist(d) {
         let stdio = stdout_only("/no/such/fifo".into());
         let c = d.container("c", &["true"]).stdio(stdio).shim();
         let failure = c.create().unwrap_err();
@@ -336,7 +336,7 @@ cases! {
         c.resize(80, 25).unwrap();
     }
 
-    fn large_output_of_a_terminal_arrives_whole(d) {
+    fn large_output_of_a_terminal_is_complete(d) {
         let fifos = d.terminal("c");
         let c = d.container("c", &["seq", "100000"]).stdio(fifos.stdio.clone()).run();
         assert_eq!(c.exit_status(), 0);
@@ -366,7 +366,7 @@ cases! {
         assert_eq!(fs::read_to_string(log).unwrap(), "/dev/pts/0\r\n");
     }
 
-    fn child_that_keeps_the_output_does_not_keep_the_exit(d) {
+    fn child_that_keeps_stdout_open_does_not_delay_the_exit(d) {
         let c = d.running("c");
         let fifos = d.fifos("e");
         let e = c.exec_with("e", &["sh", "-c", "sleep inf & echo out"], &fifos.stdio).unwrap();
@@ -402,7 +402,7 @@ cases! {
         c.finish();
     }
 
-    fn log_that_nobody_reads_does_not_stop_the_shim(d) {
+    fn unread_log_does_not_block_the_shim(d) {
         let c = d.running("c");
         // Fill it, as many lines of log would.
         let mut options = OpenOptions::new();

@@ -15,8 +15,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::stdio::{both, logger};
 use crate::harness::container::Container;
+use crate::harness::rpc::Connection;
 use crate::harness::stdio::{Reader, Tap};
-use crate::harness::wire::Connection;
 use crate::harness::*;
 
 /// For cases that wait for long, and know no Task API: one run of them is enough.
@@ -90,7 +90,7 @@ pub(super) fn size(path: &Path) -> u64 {
 }
 
 cases! {
-    fn reader_that_leaves_and_returns_misses_nothing(d) {
+    fn returning_reader_misses_nothing(d) {
         const PIECE: usize = 150_000;
         let (stdio, mut tap, _err) = tapped(d, "c");
         let c = d.shell("c", "seq 1 300000; exit 4").stdio(stdio.clone()).run();
@@ -108,7 +108,7 @@ cases! {
         c.finish();
     }
 
-    fn reader_that_returns_after_the_exit_gets_the_rest(d) {
+    fn reader_gets_the_rest_after_the_exit(d) {
         let (stdio, tap, _err) = tapped(d, "c");
         let c = d.shell("c", "seq 1 10000").stdio(stdio.clone()).created();
         drop(tap);
@@ -118,7 +118,7 @@ cases! {
         c.finish();
     }
 
-    fn reader_that_stops_stops_only_the_writer(d) {
+    fn stopped_reader_blocks_only_the_writer(d) {
         const MUCH: usize = 4_000_000;
         let (stdio, mut tap, err) = tapped(d, "c");
         let script = format!("yes | head -c {MUCH}; touch /tmp/done; echo done >&2; exec sleep inf");
@@ -148,7 +148,7 @@ cases! {
         c.shut_down();
     }
 
-    fn full_disk_does_not_stop_the_container(d) {
+    fn full_disk_does_not_block_the_container(d) {
         let disk = Disk::new(d.path("disk"), "256k");
         let log = disk.0.join("c.log");
         let uri = format!("file://{}", log.display());
@@ -167,7 +167,7 @@ cases! {
         assert!(fs::read_to_string(&log).unwrap().ends_with("again\n"));
     }
 
-    fn file_that_cannot_be_made(d) {
+    fn file_that_cannot_be_created(d) {
         fs::write(d.path("file"), "").unwrap();
         let file = d.path("file").display().to_string();
         let c = d.container("c", &["true"]).stdio(both(&format!("file://{file}/log"))).shim();
@@ -204,7 +204,7 @@ cases! {
         assert_eq!(fs::read_to_string(log).unwrap(), "told\n");
     }
 
-    fn output_that_nobody_takes_fails_create(d) {
+    fn create_fails_without_a_fifo_reader(d) {
         if is_repetition(d) { return }
         const BOUND: Duration = Duration::from_secs(60);
         let keep = d.container("keep", &["sleep", "inf"]).group("pod").run();
@@ -237,7 +237,7 @@ cases! {
         assert_answers(&keep);
     }
 
-    fn fifo_of_an_exec_that_is_not_there(d) {
+    fn exec_fifo_that_does_not_exist(d) {
         let c = d.running("c");
         let before = c.footprint().0.len();
         let e = c.exec_with("e", &["true"], &both("/no/such/fifo")).unwrap();
@@ -248,7 +248,7 @@ cases! {
         d.eventually("as many descriptors as before", || c.footprint().0.len() <= before);
     }
 
-    fn child_that_keeps_the_output_does_not_keep_its_reader(d) {
+    fn child_that_keeps_stdout_open_does_not_block_the_reader(d) {
         if is_repetition(d) { return }
         let c = d.running("c");
         let fifos = d.fifos("e");
@@ -261,7 +261,7 @@ cases! {
         assert_eq!(c.pids().unwrap().len(), 2);
     }
 
-    fn child_that_goes_on_writing_does_not_keep_the_exit(d) {
+    fn child_that_keeps_writing_does_not_delay_the_exit(d) {
         const MUCH: usize = 1 << 30;
         let c = d.running("c");
         let (stdio, mut tap, _err) = tapped(d, "e");
@@ -283,7 +283,7 @@ cases! {
         reading.join().unwrap();
     }
 
-    fn end_of_stdin_ends_nothing_else(d) {
+    fn end_of_stdin_does_not_close_outputs(d) {
         let fifos = d.fifos("c");
         let script = "cat; echo out; echo err >&2; read x <&0 || echo end";
         let c = d.shell("c", script).stdio(fifos.stdio.clone()).run();
@@ -298,7 +298,7 @@ cases! {
         c.finish();
     }
 
-    fn pipes_grow_for_those_who_fill_them(d) {
+    fn pipes_grow_for_busy_streams(d) {
         let c = d.running("c");
         let small = d.tap(&d.fifo("new")).size();
 

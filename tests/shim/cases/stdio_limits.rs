@@ -89,7 +89,7 @@ fn drain(mut tap: Tap, done: &Arc<AtomicBool>) -> thread::JoinHandle<Tap> {
 /// A disk that can be frozen; thawed and gone when this is.
 struct Disk {
     point: PathBuf,
-    patience: Duration,
+    hang_timeout: Duration,
 }
 
 impl Disk {
@@ -100,7 +100,7 @@ impl Disk {
         fs::create_dir(&point).expect("make a mount point");
         let disk = Disk {
             point,
-            patience: d.patience,
+            hang_timeout: d.hang_timeout,
         };
         disk.run(Command::new("mkfs.ext4").arg("-q").arg(&image));
         disk.run(
@@ -123,7 +123,7 @@ impl Disk {
 
     #[track_caller]
     fn run(&self, command: &mut Command) {
-        let output = process::run(command, &[], self.patience);
+        let output = process::run(command, &[], self.hang_timeout);
         assert_eq!(output.status, 0, "{command:?}: {}", output.stderr_text());
     }
 }
@@ -133,7 +133,7 @@ impl Drop for Disk {
         let _ = process::run(
             Command::new("fsfreeze").arg("-u").arg(&self.point),
             &[],
-            self.patience,
+            self.hang_timeout,
         );
         let _ = umount2(&self.point, MntFlags::MNT_DETACH);
     }
@@ -157,7 +157,7 @@ fn is_blocked(c: &Container) -> bool {
 }
 
 cases! {
-    fn grown_pipes_shrink_at_rest(d) {
+    fn grown_pipes_shrink_when_idle(d) {
         let c = d.running("c");
         let before = pipe_bytes(&c);
         let (stdio, mut tap, _err) = tapped(d, "e");
@@ -252,7 +252,7 @@ cases! {
         }
     }
 
-    fn outputs_without_a_reader_take_no_inotify_instances(d) {
+    fn outputs_without_a_reader_use_no_inotify_instance(d) {
         if is_repetition(d) { return }
         let c = d.running("c");
         let unread: Vec<(String, Stdio)> = (0..40).map(|n| {
@@ -278,7 +278,7 @@ cases! {
         d.eventually("no FIFO", || pipes(&c).is_empty());
     }
 
-    fn reader_that_hardly_reads_does_not_hold_back_the_exit(d) {
+    fn slow_reader_does_not_delay_the_exit(d) {
         if is_repetition(d) { return }
         let c = d.running("c");
         let (stdio, tap, _err) = tapped(d, "e");
@@ -301,7 +301,7 @@ cases! {
         e.delete().unwrap();
     }
 
-    fn output_that_is_read_back_costs_no_processor_time(d) {
+    fn fifo_that_its_writer_reads_needs_no_processor_time(d) {
         if is_repetition(d) { return }
         let c = d.running("c");
         let (stdio, mut tap, _err) = tapped(d, "e");
@@ -326,7 +326,7 @@ cases! {
         c.end();
     }
 
-    fn log_on_a_frozen_file_system_holds_up_nobody_else(d) {
+    fn file_log_on_a_frozen_file_system_does_not_delay_others(d) {
         let other = d.container("other", &["sleep", "inf"]).group("pod").run();
         let disk = Disk::new(d);
         let log = disk.point.join("c.log");
@@ -352,7 +352,7 @@ cases! {
         other.finish();
     }
 
-    fn log_on_a_frozen_file_system_goes_on_when_it_is_thawed(d) {
+    fn file_log_continues_when_its_file_system_is_thawed(d) {
         let disk = Disk::new(d);
         let log = disk.point.join("c.log");
         let stdio = both(&format!("file://{}", log.display()));
@@ -368,7 +368,7 @@ cases! {
         assert!(fs::read_to_string(&log).unwrap() == format!("one\n{wanted}"), "not in order");
     }
 
-    fn log_on_a_dead_file_system_holds_up_nobody_else(d) {
+    fn file_log_on_a_dead_file_system_does_not_delay_others(d) {
         let other = d.container("other", &["sleep", "inf"]).group("pod").run();
         let point = d.path("silent");
         fs::create_dir(&point).unwrap();
@@ -412,7 +412,7 @@ cases! {
         c.finish();
     }
 
-    fn console_socket_goes_with_the_bundle_of_a_dead_shim(d) {
+    fn console_socket_is_removed_with_the_bundle_of_a_dead_shim(d) {
         let before = console_directories();
         let runtime = d.fake_runtime();
         let fifos = d.terminal("c");
@@ -444,7 +444,7 @@ cases! {
         e.delete().unwrap();
     }
 
-    fn logger_that_ignores_sigterm_goes_with_the_shim(d) {
+    fn logger_that_ignores_sigterm_is_killed_with_the_shim(d) {
         let script = "trap '' TERM\nexec 5>&-\nwhile :; do /bin/sleep 1; done";
         let program = logger(d, "stubborn", script);
         let c = d.container("c", &["true"]).stdio(both(&format!("binary://{program}"))).run();

@@ -14,7 +14,7 @@ fn time(timestamp: &Timestamp) -> SystemTime {
 }
 
 cases! {
-    fn time_of_an_exit_that_is_held_back_is_the_reaps(d) {
+    fn delayed_exit_has_the_time_of_its_reaping(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
         let init = c.state().unwrap().pid as i32;
@@ -38,7 +38,7 @@ cases! {
         c.finish();
     }
 
-    fn time_of_an_event_that_is_held_back_is_its_makings(d) {
+    fn delayed_event_has_the_time_of_its_creation(d) {
         let c = d.running("c");
         d.events.get("c", "start");
         d.events.stop();

@@ -46,7 +46,7 @@ impl Drop for Silent {
 }
 
 cases! {
-    fn what_others_mounted_in_the_rootfs_goes_too(d) {
+    fn mounts_of_others_in_the_rootfs_are_unmounted(d) {
         let c = d.running("c");
         for place in ["tmp", "tmp", "run"] {
             mount_tmpfs(&c.bundle.join("rootfs").join(place));
@@ -56,7 +56,7 @@ cases! {
         c.finish();
     }
 
-    fn what_others_mounted_goes_with_a_dead_shim(d) {
+    fn delete_action_unmounts_mounts_of_others(d) {
         let c = d.running("c");
         mount_tmpfs(&c.bundle.join("rootfs/tmp"));
         c.kill_shim();
@@ -64,7 +64,7 @@ cases! {
         c.assert_gone();
     }
 
-    fn busy_rootfs_is_unmounted_when_it_is_free(d) {
+    fn busy_rootfs_is_unmounted_when_it_is_not_busy(d) {
         let other = d.container("other", &["sleep", "inf"]).group("pod").run();
         let c = d.container("c", &["true"]).group("pod").run();
         c.exit_status();
@@ -80,7 +80,7 @@ cases! {
         other.finish();
     }
 
-    fn busy_rootfs_is_told_and_unmounted_later(d) {
+    fn busy_rootfs_is_an_error_and_unmounted_by_a_later_delete(d) {
         let c = d.container("c", &["sh", "-c", "exit 3"]).run();
         c.exit_status();
         let user = File::open(c.bundle.join("rootfs/bin/busybox")).unwrap();
@@ -108,7 +108,7 @@ cases! {
         c.finish();
     }
 
-    fn mount_that_hangs_holds_up_nobody_else(d) {
+    fn hanging_mount_does_not_delay_other_requests(d) {
         let other = d.container("other", &["sleep", "inf"]).group("pod").run();
         let point = d.path("silent");
         fs::create_dir(&point).unwrap();

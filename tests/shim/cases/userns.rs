@@ -88,7 +88,7 @@ cases! {
         c.finish();
     }
 
-    fn mapped_container_is_paused_counted_and_killed(d) {
+    fn mapped_container_supports_pause_stats_and_kill(d) {
         let c = mapped(d, "exec sleep inf").run();
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
         e.start().unwrap();

@@ -8,7 +8,7 @@ use containerd_shim_rs_v2::proto::types::Status;
 use crate::harness::*;
 
 cases! {
-    fn wait_answers_all_who_ask_before_and_after(d) {
+    fn wait_answers_before_and_after_the_exit(d) {
         let c = d.running("c");
         let connections: Vec<_> = (0..5).map(|_| c.reconnect()).collect();
         let early: Vec<_> = connections.iter().map(|other| c.over(other).wait_pending()).collect();
@@ -24,7 +24,7 @@ cases! {
         c.finish();
     }
 
-    fn wait_is_answered_though_delete_follows_at_once(d) {
+    fn wait_is_answered_with_an_immediate_delete(d) {
         let c = d.running("c");
         let other = c.reconnect();
         let waits: Vec<_> = (0..20).map(|_| c.over(&other).wait_pending()).collect();
@@ -37,7 +37,7 @@ cases! {
         c.shut_down();
     }
 
-    fn wait_keeps_to_its_deadline(d) {
+    fn wait_ends_at_its_deadline(d) {
         let c = d.running("c");
         let wait = c.wait_within(Duration::from_millis(100));
         wait.wait().refused(Code::DEADLINE_EXCEEDED, "");
@@ -50,7 +50,7 @@ cases! {
         let c = d.running("c");
         for _ in 0..20 {
             let other = c.reconnect();
-            let _waiting: wire::Pending<task::WaitResponse> = c.over(&other).wait_pending();
+            let _waiting: rpc::Pending<task::WaitResponse> = c.over(&other).wait_pending();
             other.close();
         }
         assert_eq!(c.status(), Status::RUNNING);

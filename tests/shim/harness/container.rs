@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use super::bundle;
 use super::daemon::{Daemon, Dialect, Started};
 use super::process;
+use super::rpc::{Connection, Failure, Pending};
 use super::stdio::{Reader, Tap, make_fifo, writer};
 use super::task::Process;
-use super::wire::{Connection, Failure, Pending};
 
 /// Stdio as a request names it.
 #[derive(Debug, Clone, Default)]
@@ -159,7 +159,7 @@ impl<'d> Builder<'d> {
         let output = daemon.start(dialect, &self.id, &bundle, self.options.clone());
         let started = daemon.answer(dialect, &output);
         let connection =
-            Connection::open(&started.address, daemon.patience).expect("dial the shim");
+            Connection::open(&started.address, daemon.hang_timeout).expect("dial the shim");
         let (api, container) = (daemon.api, self.id.clone());
         let init = Process {
             connection,
@@ -282,7 +282,7 @@ impl Container<'_> {
 
     /// Another connection to the same server.
     pub fn reconnect(&self) -> std::sync::Arc<Connection> {
-        Connection::open(&self.started.address, self.daemon.patience).expect("dial the shim")
+        Connection::open(&self.started.address, self.daemon.hang_timeout).expect("dial the shim")
     }
 
     /// The cgroup that `config.json` names.
@@ -298,7 +298,7 @@ impl Container<'_> {
     /// Waits for the end of the shim's server: its exit code, or 128 + signal.
     #[track_caller]
     pub fn shim_exit(&self) -> i32 {
-        process::wait(self.shim_pid, "the shim", self.daemon.patience)
+        process::wait(self.shim_pid, "the shim", self.daemon.hang_timeout)
     }
 
     /// As when the shim crashes.
@@ -382,17 +382,17 @@ impl Daemon {
 
     /// Reads a FIFO.
     pub fn read(&self, fifo: &str) -> Reader {
-        Reader::open(Path::new(fifo), self.patience)
+        Reader::open(Path::new(fifo), self.hang_timeout)
     }
 
     /// Reads a FIFO, when asked to.
     pub fn tap(&self, fifo: &str) -> Tap {
-        Tap::open(Path::new(fifo), self.patience)
+        Tap::open(Path::new(fifo), self.hang_timeout)
     }
 
     /// Writes to a FIFO.
     pub fn write(&self, fifo: &str) -> File {
-        writer(Path::new(fifo), self.patience)
+        writer(Path::new(fifo), self.hang_timeout)
     }
 
     fn some_fifos(&self, name: &str, terminal: bool) -> Fifos {

@@ -63,7 +63,7 @@ pub struct Daemon {
     pub api: Api,
     pub events: Events,
     /// The longest that anything may take.
-    pub patience: Duration,
+    pub hang_timeout: Duration,
     /// No other daemon has it: what is kept outside of its directory is apart, too.
     pub namespace: String,
     bundles: Mutex<Vec<Kept>>,
@@ -96,25 +96,25 @@ fn unique() -> String {
 }
 
 impl Daemon {
-    pub fn new(api: Api, patience: Duration) -> Daemon {
-        Daemon::with_shim(shim_binary(), api, patience)
+    pub fn new(api: Api, hang_timeout: Duration) -> Daemon {
+        Daemon::with_shim(shim_binary(), api, hang_timeout)
     }
 
     /// With another shim than the one under test.
-    pub fn with_shim(shim: &str, api: Api, patience: Duration) -> Daemon {
+    pub fn with_shim(shim: &str, api: Api, hang_timeout: Duration) -> Daemon {
         process::adopt_orphans();
         let dir = tempfile::Builder::new()
             .prefix("shim-")
             .tempdir()
             .expect("a state directory");
-        let events = Events::listen(&dir.path().join("containerd.sock.ttrpc"), patience);
+        let events = Events::listen(&dir.path().join("containerd.sock.ttrpc"), hang_timeout);
         let (bundles, cgroups, environment, denied, addresses) = Default::default();
         let daemon = Daemon {
             dir,
             shim: Mutex::new(shim.into()),
             api,
             events,
-            patience,
+            hang_timeout,
             namespace: format!("tests-{}", unique()),
             bundles,
             cgroups,
@@ -174,7 +174,7 @@ impl Daemon {
 
     /// A runtime that misbehaves on demand.
     pub fn fake_runtime(&self) -> FakeRuntime {
-        FakeRuntime::new(&self.path("fake-runtime"), runtime(), self.patience)
+        FakeRuntime::new(&self.path("fake-runtime"), runtime(), self.hang_timeout)
     }
 
     /// A cgroup that no other test has.
@@ -212,7 +212,7 @@ impl Daemon {
     /// Reads the log of the bundle of `id`, and remembers to tear it down.
     pub fn keep(&self, id: &str, cgroup: &str) {
         let log = self.bundles_dir().join(id).join("log");
-        let log = Reader::open_lasting(&log, self.patience);
+        let log = Reader::open_lasting(&log, self.hang_timeout);
         let kept = Kept {
             id: id.into(),
             cgroup: cgroup.into(),
@@ -261,7 +261,7 @@ impl Daemon {
             Dialect::Bootstrap => self.bootstrap_params(id, options).write_to_bytes(),
             _ => options.unwrap_or_default().write_to_bytes(),
         };
-        process::run(&mut command, &stdin.unwrap(), self.patience)
+        process::run(&mut command, &stdin.unwrap(), self.hang_timeout)
     }
 
     fn bootstrap_params(&self, id: &str, options: Option<Any>) -> BootstrapParams {
@@ -336,7 +336,7 @@ impl Daemon {
         let bundle = self.bundles_dir().join(id);
         let mut command = self.command(id, &bundle);
         command.arg("-bundle").arg(&bundle).arg("delete");
-        process::run(&mut command, &[], self.patience)
+        process::run(&mut command, &[], self.hang_timeout)
     }
 
     /// Runs `delete` for `id`, which has to succeed.
@@ -390,12 +390,12 @@ impl Daemon {
     /// Waits until `holds`, which nothing announces: it is looked at again and again.
     #[track_caller]
     pub fn eventually(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.hang_timeout;
         while !holds() {
             assert!(
                 Instant::now() < deadline,
                 "not within {:?}: {what}",
-                self.patience
+                self.hang_timeout
             );
             // Nothing to wait for; only not to take the processor from who is to make it true.
             let _ = nix::poll::poll(&mut [], 5_u16);
@@ -427,7 +427,7 @@ impl Drop for Daemon {
             tear_down(self, &kept.id, &kept.cgroup);
         }
         for cgroup in self.cgroups.lock().unwrap().iter() {
-            clear_cgroup(cgroup, self.patience);
+            clear_cgroup(cgroup, self.hang_timeout);
         }
         for address in self.addresses.lock().unwrap().iter() {
             let _ = fs::remove_file(address.trim_start_matches("unix://"));
@@ -437,7 +437,7 @@ impl Drop for Daemon {
 
 /// Removes what a failed test left, by the means of this harness and not of the shim's.
 fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
-    clear_cgroup(cgroup, daemon.patience);
+    clear_cgroup(cgroup, daemon.hang_timeout);
     let root = daemon.runtime_root().join(&daemon.namespace);
     if root.join(id).exists() {
         let mut command = Command::new(runtime());
@@ -445,7 +445,7 @@ fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
             .arg("--root")
             .arg(root)
             .args(["delete", "--force", id]);
-        let _ = process::run(&mut command, &[], daemon.patience);
+        let _ = process::run(&mut command, &[], daemon.hang_timeout);
     }
     for mount in mounts_below(&daemon.bundles_dir().join(id)).iter().rev() {
         let _ = umount2(mount, MntFlags::MNT_DETACH);

@@ -13,7 +13,7 @@ use containerd_shim_rs_v2::proto::{Any, Envelope, Message, Timestamp, events, fo
 use nix::sys::socket::shutdown;
 use ttrpc::proto::{Code, Request, Response, Status};
 
-use super::wire::{Frame, RESPONSE};
+use super::rpc::{Frame, RESPONSE};
 
 /// An event, flattened: what its kind lacks is zero.
 #[derive(Debug, Clone, Default)]
@@ -108,7 +108,7 @@ impl Event {
 
 /// What the endpoint does with an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mood {
+pub enum Behaviour {
     /// Records it and says so.
     Take,
     /// Answers with an error.
@@ -126,7 +126,7 @@ struct Shared {
 
 struct State {
     events: Vec<Event>,
-    mood: Mood,
+    behaviour: Behaviour,
     attempts: usize,
     listener: Option<UnixListener>,
     connections: Vec<UnixStream>,
@@ -136,15 +136,15 @@ struct State {
 pub struct Events {
     path: PathBuf,
     shared: Arc<Shared>,
-    patience: Duration,
+    hang_timeout: Duration,
 }
 
 impl Events {
     /// Listens on `path`.
-    pub fn listen(path: &Path, patience: Duration) -> Events {
+    pub fn listen(path: &Path, hang_timeout: Duration) -> Events {
         let state = State {
             events: Vec::new(),
-            mood: Mood::Take,
+            behaviour: Behaviour::Take,
             attempts: 0,
             listener: None,
             connections: Vec::new(),
@@ -156,7 +156,7 @@ impl Events {
         let events = Events {
             path: path.into(),
             shared,
-            patience,
+            hang_timeout,
         };
         events.restart();
         events
@@ -194,8 +194,8 @@ impl Events {
         });
     }
 
-    pub fn set_mood(&self, mood: Mood) {
-        self.shared.state.lock().unwrap().mood = mood;
+    pub fn set_behaviour(&self, behaviour: Behaviour) {
+        self.shared.state.lock().unwrap().behaviour = behaviour;
     }
 
     /// Waits until `count` events were sent to us, taken or not, since the start.
@@ -205,7 +205,7 @@ impl Events {
         let wait = self
             .shared
             .news
-            .wait_timeout_while(state, self.patience, |s| s.attempts < count);
+            .wait_timeout_while(state, self.hang_timeout, |s| s.attempts < count);
         let (state, timeout) = wait.unwrap();
         assert!(
             !timeout.timed_out(),
@@ -217,7 +217,7 @@ impl Events {
     /// Waits until `predicate` finds what it wants among all events so far.
     #[track_caller]
     pub fn wait_for<T>(&self, what: &str, predicate: impl Fn(&[Event]) -> Option<T>) -> T {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.hang_timeout;
         let mut state = self.shared.state.lock().unwrap();
         loop {
             let events = &state.events;
@@ -231,7 +231,7 @@ impl Events {
                     .map(|e| format!("{} {}", e.container, e.short()))
                     .collect();
                 drop(state);
-                panic!("no {what} within {:?}; got {got:?}", self.patience);
+                panic!("no {what} within {:?}; got {got:?}", self.hang_timeout);
             }
             state = self.shared.news.wait_timeout(state, left).unwrap().0;
         }
@@ -281,13 +281,13 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
             "containerd.services.events.ttrpc.v1.Events"
         );
         assert_eq!(request.method, "Forward");
-        let mood = receive(&request.payload, shared);
+        let behaviour = receive(&request.payload, shared);
         let mut answer = Response::new();
-        match mood {
-            Mood::Take => {}
-            Mood::Refuse | Mood::RefuseKind(_) => {
-                let code = match mood {
-                    Mood::Refuse => Code::UNAVAILABLE,
+        match behaviour {
+            Behaviour::Take => {}
+            Behaviour::Refuse | Behaviour::RefuseKind(_) => {
+                let code = match behaviour {
+                    Behaviour::Refuse => Code::UNAVAILABLE,
                     _ => Code::INTERNAL,
                 };
                 let (code, message) = (code.into(), "not now".into());
@@ -298,7 +298,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
                 })
                 .into();
             }
-            Mood::Hang => continue,
+            Behaviour::Hang => continue,
         }
         let payload = answer.write_to_bytes().unwrap();
         let frame = Frame {
@@ -313,18 +313,18 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
 }
 
 /// Counts an event, and records it if we take it.
-fn receive(payload: &[u8], shared: &Shared) -> Mood {
+fn receive(payload: &[u8], shared: &Shared) -> Behaviour {
     let request = forward::ForwardRequest::parse_from_bytes(payload).expect("a ForwardRequest");
     let event = Event::of(&request.envelope.unwrap_or_default());
     let mut state = shared.state.lock().unwrap();
     state.attempts += 1;
-    let mood = match state.mood {
-        Mood::RefuseKind(kind) if kind != event.kind => Mood::Take,
-        mood => mood,
+    let behaviour = match state.behaviour {
+        Behaviour::RefuseKind(kind) if kind != event.kind => Behaviour::Take,
+        behaviour => behaviour,
     };
-    if mood == Mood::Take {
+    if behaviour == Behaviour::Take {
         state.events.push(event);
     }
     shared.news.notify_all();
-    mood
+    behaviour
 }

@@ -60,8 +60,8 @@ pub fn new_cgroup_dirs(cgroup: &str) {
 }
 
 /// Kills all in `cgroup` and below, frozen or not, and removes it.
-pub fn clear_cgroup(cgroup: &str, patience: Duration) {
-    let deadline = Instant::now() + patience;
+pub fn clear_cgroup(cgroup: &str, hang_timeout: Duration) {
+    let deadline = Instant::now() + hang_timeout;
     for dir in cgroup_dirs(cgroup) {
         while !clear(&dir) && Instant::now() < deadline {
             // They are dying.

@@ -17,12 +17,12 @@ pub mod daemon;
 pub mod events;
 pub mod machine;
 pub mod process;
+pub mod rpc;
 pub mod runtime;
 pub mod seccomp;
 mod server;
 pub mod stdio;
 pub mod task;
-pub mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::OnceLock;
@@ -33,22 +33,22 @@ use containerd_shim_rs_v2::proto::task::{ConnectRequest, ConnectResponse};
 pub use self::container::{Stdio, any};
 pub use self::daemon::{Daemon, Dialect};
 pub use self::process::write_program;
+pub use self::rpc::{Code, Refused};
 pub use self::task::Api;
-pub use self::wire::{Code, Refused};
 use crate::differences::{self, Shim};
 
 /// Long enough for a busy machine: passing it means "hangs".
-fn patience() -> Duration {
-    stretched(Duration::from_secs(20))
+fn hang_timeout() -> Duration {
+    scaled(Duration::from_secs(20))
 }
 
 /// For what is expected to fail, which may mean to hang.
-fn impatience() -> Duration {
-    stretched(Duration::from_secs(4))
+fn short_hang_timeout() -> Duration {
+    scaled(Duration::from_secs(4))
 }
 
 /// `PATIENCE` times as long.
-fn stretched(usual: Duration) -> Duration {
+fn scaled(usual: Duration) -> Duration {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     let factor = FACTOR.get_or_init(|| match std::env::var("PATIENCE") {
         Ok(factor) => factor.parse().expect("PATIENCE is a whole number"),
@@ -86,12 +86,12 @@ pub fn case(name: &str, body: impl Fn(&Daemon)) {
 /// Fails if the case does not end as the table says.
 fn attempt(name: &str, api: Api, body: impl Fn(&Daemon)) -> std::thread::Result<()> {
     let expected = differences::find(name, shim(), runtime());
-    let patience = if expected.is_some() {
-        impatience()
+    let hang_timeout = if expected.is_some() {
+        short_hang_timeout()
     } else {
-        patience()
+        hang_timeout()
     };
-    let outcome = catch_unwind(AssertUnwindSafe(|| body(&Daemon::new(api, patience))));
+    let outcome = catch_unwind(AssertUnwindSafe(|| body(&Daemon::new(api, hang_timeout))));
     match (outcome, expected) {
         (Ok(()), Some(row)) if !row.may_pass() => catch_unwind(|| {
             panic!(
@@ -160,7 +160,7 @@ pub fn shim() -> Shim {
         let output = process::run(
             std::process::Command::new(shim_binary()).arg("-v"),
             &[],
-            patience(),
+            hang_timeout(),
         );
         Shim::of_version(&output.stdout_text())
     })
@@ -181,11 +181,12 @@ pub fn apis() -> &'static [Api] {
 
 /// Whether the shim serves this version.
 fn serves(api: Api) -> bool {
-    let daemon = Daemon::new(api, patience());
+    let daemon = Daemon::new(api, hang_timeout());
     let builder = daemon.container("probe", &["true"]);
     let output = daemon.start(Dialect::Legacy, "probe", &builder.bundle(), None);
     let started = daemon.answer(Dialect::Legacy, &output);
-    let connection = wire::Connection::open(&started.address, patience()).expect("dial the shim");
+    let connection =
+        rpc::Connection::open(&started.address, hang_timeout()).expect("dial the shim");
     let connect = |api: Api| {
         let request = ConnectRequest {
             id: "probe".into(),

@@ -134,8 +134,8 @@ pub fn alive(pid: i32) -> bool {
 
 /// Waits for the exit of child `pid`: the code, or 128 + signal.
 #[track_caller]
-pub fn wait(pid: i32, what: &str, patience: Duration) -> i32 {
-    let deadline = Instant::now() + patience;
+pub fn wait(pid: i32, what: &str, hang_timeout: Duration) -> i32 {
+    let deadline = Instant::now() + hang_timeout;
     let mut exits = ledger().exits.lock().unwrap();
     loop {
         match exits.get(&pid) {
@@ -145,7 +145,7 @@ pub fn wait(pid: i32, what: &str, patience: Duration) -> i32 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             drop(exits);
-            panic!("{what} (pid {pid}) did not end within {patience:?}");
+            panic!("{what} (pid {pid}) did not end within {hang_timeout:?}");
         }
         exits = ledger().news.wait_timeout(exits, left).unwrap().0;
     }
@@ -154,7 +154,7 @@ pub fn wait(pid: i32, what: &str, patience: Duration) -> i32 {
 /// Runs `command` with `stdin` to its end, and to the end of its output: a process
 /// it leaves behind must hold neither pipe.
 #[track_caller]
-pub fn run(command: &mut Command, stdin: &[u8], patience: Duration) -> Output {
+pub fn run(command: &mut Command, stdin: &[u8], hang_timeout: Duration) -> Output {
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -167,14 +167,14 @@ pub fn run(command: &mut Command, stdin: &[u8], patience: Duration) -> Output {
     let stdout = to_end(child.stdout.take().unwrap());
     let stderr = to_end(child.stderr.take().unwrap());
     let end = |stream: Receiver<Vec<u8>>, name| {
-        stream.recv_timeout(patience).unwrap_or_else(|_| {
+        stream.recv_timeout(hang_timeout).unwrap_or_else(|_| {
             signal(pid, Signal::SIGKILL);
-            panic!("{name} of {what} not closed within {patience:?}")
+            panic!("{name} of {what} not closed within {hang_timeout:?}")
         })
     };
     let (stdout, stderr) = (end(stdout, "stdout"), end(stderr, "stderr"));
     Output {
-        status: wait(pid, &what, patience),
+        status: wait(pid, &what, hang_timeout),
         stdout,
         stderr,
     }

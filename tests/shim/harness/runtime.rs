@@ -24,12 +24,12 @@ pub enum At {
 /// The script, and the directory that it takes its orders from.
 pub struct FakeRuntime {
     dir: PathBuf,
-    patience: Duration,
+    hang_timeout: Duration,
 }
 
 impl FakeRuntime {
     /// A script in the new directory `dir` around `real`.
-    pub fn new(dir: &Path, real: &str, patience: Duration) -> FakeRuntime {
+    pub fn new(dir: &Path, real: &str, hang_timeout: Duration) -> FakeRuntime {
         fs::create_dir(dir).expect("make the fake runtime's directory");
         let script = SCRIPT
             .replace("REAL", real)
@@ -37,7 +37,7 @@ impl FakeRuntime {
         write_program(&dir.join("runtime"), &script);
         FakeRuntime {
             dir: dir.into(),
-            patience,
+            hang_timeout,
         }
     }
 
@@ -55,17 +55,17 @@ impl FakeRuntime {
     /// All arguments of the last call of `verb`.
     #[track_caller]
     pub fn arguments(&self, verb: &str) -> Vec<String> {
-        self.noted(verb, "arguments")
+        self.recorded(verb, "arguments")
     }
 
     /// The environment of the last call of `verb`, as the shell prints it.
     #[track_caller]
     pub fn environment(&self, verb: &str) -> Vec<String> {
-        self.noted(verb, "environment")
+        self.recorded(verb, "environment")
     }
 
     #[track_caller]
-    fn noted(&self, verb: &str, what: &str) -> Vec<String> {
+    fn recorded(&self, verb: &str, what: &str) -> Vec<String> {
         let file = self.dir.join(format!("{verb}.{what}"));
         let text = fs::read_to_string(file);
         let text = text.unwrap_or_else(|_| panic!("the runtime was not called with {verb}"));
@@ -73,7 +73,7 @@ impl FakeRuntime {
     }
 
     /// From now on `verb` does what it should again.
-    pub fn mend(&self, verb: &str) {
+    pub fn stop_failing(&self, verb: &str) {
         fs::remove_file(self.dir.join(format!("{verb}.fail"))).expect("call a failure off");
     }
 
@@ -83,8 +83,9 @@ impl FakeRuntime {
     }
 
     /// From now on `verb` fails with `message` on stderr alone.
-    pub fn refuse(&self, verb: &str, message: &str) {
-        fs::write(self.dir.join(format!("{verb}.refuse")), message).expect("order a refusal");
+    pub fn fail_on_stderr(&self, verb: &str, message: &str) {
+        fs::write(self.dir.join(format!("{verb}.fail-on-stderr")), message)
+            .expect("order a refusal");
     }
 
     /// From now on `verb` fails, and appends `text` to the log as it is.
@@ -108,7 +109,7 @@ impl FakeRuntime {
             fifo,
             reached,
             what: format!("{at:?} {verb}"),
-            patience: self.patience,
+            hang_timeout: self.hang_timeout,
             gate: None,
         }
     }
@@ -119,7 +120,7 @@ pub struct Held {
     fifo: PathBuf,
     reached: Receiver<File>,
     what: String,
-    patience: Duration,
+    hang_timeout: Duration,
     gate: Option<File>,
 }
 
@@ -127,7 +128,7 @@ impl Held {
     /// Waits until the runtime blocks there.
     #[track_caller]
     pub fn reached(&mut self) {
-        let gate = self.reached.recv_timeout(self.patience);
+        let gate = self.reached.recv_timeout(self.hang_timeout);
         self.gate =
             Some(gate.unwrap_or_else(|_| panic!("the runtime did not come to {}", self.what)));
     }
@@ -162,7 +163,7 @@ printf '%s\n' $seen "$@" > $dir/$verb.arguments
 export -p > $dir/$verb.environment
 if [ -p $dir/$verb.Before ]; then read x < $dir/$verb.Before; fi
 if [ -e $dir/$verb.log ]; then cat $dir/$verb.log >> $log; fi
-if [ -e $dir/$verb.refuse ]; then cat $dir/$verb.refuse >&2; exit 1; fi
+if [ -e $dir/$verb.fail-on-stderr ]; then cat $dir/$verb.fail-on-stderr >&2; exit 1; fi
 if [ -e $dir/$verb.fail ]; then
   [ -s $dir/$verb.fail ] || exit 1
   cat $dir/$verb.fail >&2

@@ -26,7 +26,7 @@ pub fn make_fifo(path: &Path) {
 pub struct Reader {
     shared: Arc<Shared>,
     path: PathBuf,
-    patience: Duration,
+    hang_timeout: Duration,
     /// Dropped: the thread ends.
     _stop: UnixStream,
 }
@@ -45,16 +45,20 @@ struct Seen {
 
 impl Reader {
     /// Reads `path` as a client: to the end of the stream.
-    pub fn open(path: &Path, patience: Duration) -> Reader {
-        Self::with(path, OpenOptions::new().read(true), patience)
+    pub fn open(path: &Path, hang_timeout: Duration) -> Reader {
+        Self::with(path, OpenOptions::new().read(true), hang_timeout)
     }
 
     /// Reads `path` as the daemon reads a shim's log: open for writing too, so that it never ends.
-    pub fn open_lasting(path: &Path, patience: Duration) -> Reader {
-        Self::with(path, OpenOptions::new().read(true).write(true), patience)
+    pub fn open_lasting(path: &Path, hang_timeout: Duration) -> Reader {
+        Self::with(
+            path,
+            OpenOptions::new().read(true).write(true),
+            hang_timeout,
+        )
     }
 
-    fn with(path: &Path, options: &mut OpenOptions, patience: Duration) -> Reader {
+    fn with(path: &Path, options: &mut OpenOptions, hang_timeout: Duration) -> Reader {
         let file = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
         let file = file.unwrap_or_else(|e| panic!("open {path:?}: {e}"));
         let (stop, stopped) = UnixStream::pair().expect("a socket pair");
@@ -64,7 +68,7 @@ impl Reader {
         Reader {
             shared,
             path: path.into(),
-            patience,
+            hang_timeout,
             _stop: stop,
         }
     }
@@ -101,14 +105,14 @@ impl Reader {
         let wait = self
             .shared
             .news
-            .wait_timeout_while(seen, self.patience, |seen| !done(seen));
+            .wait_timeout_while(seen, self.hang_timeout, |seen| !done(seen));
         let (seen, timeout) = wait.unwrap();
         let tail = &seen.bytes[seen.bytes.len().saturating_sub(200)..];
         assert!(
             !timeout.timed_out(),
             "no {what} on {:?} within {:?}; {} bytes came, ending in {:?}",
             self.path,
-            self.patience,
+            self.hang_timeout,
             seen.bytes.len(),
             String::from_utf8_lossy(tail)
         );
@@ -144,12 +148,12 @@ fn collect(mut file: File, stopped: &UnixStream, shared: &Shared) {
 pub struct Tap {
     file: File,
     path: PathBuf,
-    patience: Duration,
+    hang_timeout: Duration,
 }
 
 impl Tap {
     /// Opens `path` as a client does that is in no hurry.
-    pub fn open(path: &Path, patience: Duration) -> Tap {
+    pub fn open(path: &Path, hang_timeout: Duration) -> Tap {
         let mut options = OpenOptions::new();
         let options = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
         let file = options.open(path);
@@ -157,7 +161,7 @@ impl Tap {
         Tap {
             file,
             path: path.into(),
-            patience,
+            hang_timeout,
         }
     }
 
@@ -189,7 +193,7 @@ impl Tap {
     /// As many bytes, or what comes until the end.
     #[track_caller]
     pub fn read(&mut self, most: usize) -> Vec<u8> {
-        let timeout = PollTimeout::try_from(self.patience).expect("a short patience");
+        let timeout = PollTimeout::try_from(self.hang_timeout).expect("a short hang_timeout");
         let (mut bytes, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
         while bytes.len() < most {
             let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
@@ -214,11 +218,11 @@ pub fn unread(pipe: BorrowedFd<'_>) -> usize {
 
 /// The write end of a FIFO, once somebody reads it.
 #[track_caller]
-pub fn writer(path: &Path, patience: Duration) -> File {
+pub fn writer(path: &Path, hang_timeout: Duration) -> File {
     let (sender, opened) = channel();
     let fifo = path.to_path_buf();
     std::thread::spawn(move || sender.send(OpenOptions::new().write(true).open(fifo)));
-    let file = opened.recv_timeout(patience);
-    let file = file.unwrap_or_else(|_| panic!("nobody read {path:?} within {patience:?}"));
+    let file = opened.recv_timeout(hang_timeout);
+    let file = file.unwrap_or_else(|_| panic!("nobody read {path:?} within {hang_timeout:?}"));
     file.unwrap_or_else(|e| panic!("open {path:?} for writing: {e}"))
 }

@@ -7,7 +7,7 @@ use containerd_shim_rs_v2::proto::types::{ProcessInfo, Status};
 use containerd_shim_rs_v2::proto::{Any, Empty, Message, runc, task};
 
 use super::container::any;
-use super::wire::{Connection, Failure, Pending};
+use super::rpc::{Connection, Failure, Pending};
 
 /// The version of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Process {
 
     /// Sends a request that is awaited later, with the usual deadline.
     pub fn send<M: Message>(&self, method: &str, request: &impl Message) -> Pending<M> {
-        let timeout = self.connection.patience;
+        let timeout = self.connection.hang_timeout;
         self.connection
             .send(self.api.service(), method, request, timeout)
     }

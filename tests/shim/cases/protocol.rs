@@ -11,12 +11,14 @@ use nix::poll::{PollFd, PollFlags, poll};
 use ttrpc::proto::Response;
 
 use crate::harness::container::Container;
-use crate::harness::wire::{Frame, MESSAGE_MAX, REQUEST, RESPONSE, dial, header, request};
+use crate::harness::rpc::{Frame, MESSAGE_MAX, REQUEST, RESPONSE, dial, header, request};
 use crate::harness::*;
 
 fn raw(c: &Container) -> UnixStream {
     let stream = dial(&c.started.address).unwrap();
-    stream.set_read_timeout(Some(c.daemon.patience)).unwrap();
+    stream
+        .set_read_timeout(Some(c.daemon.hang_timeout))
+        .unwrap();
     stream
 }
 
@@ -83,14 +85,14 @@ cases! {
         c.call::<Empty>("", &Empty::new()).refused(Code::UNIMPLEMENTED, "");
     }
 
-    fn garbage(d) {
+    fn malformed_frames(d) {
         let c = d.running("c");
         survives(&c, b"GET / HTTP/1.1\r\nHost: example\r\n\r\n");
         survives(&c, &[0xff; 1000]);
         survives(&c, &[0; 1000]);
     }
 
-    fn request_that_is_no_message(d) {
+    fn malformed_request(d) {
         let c = d.running("c");
         survives(&c, &Frame { stream: 1, kind: REQUEST, payload: vec![0xff; 100] }.bytes());
         survives(&c, &Frame { stream: 1, kind: REQUEST, payload: Vec::new() }.bytes());
@@ -144,7 +146,7 @@ cases! {
         assert_eq!(c.status(), Status::RUNNING);
     }
 
-    fn frame_that_promises_too_much(d) {
+    fn frame_with_a_too_large_length(d) {
         let c = d.running("c");
         let before = resident(&c);
         for _ in 0..50 {
@@ -215,7 +217,7 @@ cases! {
         d.eventually("as many descriptors as before", || c.footprint().0.len() <= before.len());
     }
 
-    fn request_of_the_future(d) {
+    fn unknown_request_fields_are_accepted(d) {
         let c = d.running("c");
         let state = task::StateRequest { id: "c".into(), ..Default::default() };
         let mut payload = state.write_to_bytes().unwrap();

@@ -126,7 +126,7 @@ pub struct Connection {
     inbox: Arc<Inbox>,
     next: Mutex<u32>,
     /// How long an answer may take; also sent along as the request's deadline.
-    pub patience: Duration,
+    pub hang_timeout: Duration,
 }
 
 #[derive(Default)]
@@ -142,7 +142,7 @@ struct Mail {
 }
 
 impl Connection {
-    pub fn open(address: &str, patience: Duration) -> io::Result<Arc<Connection>> {
+    pub fn open(address: &str, hang_timeout: Duration) -> io::Result<Arc<Connection>> {
         let stream = dial(address)?;
         let inbox = Arc::new(Inbox::default());
         let (mut reader, mailbox) = (stream.try_clone()?, inbox.clone());
@@ -165,7 +165,7 @@ impl Connection {
             stream,
             inbox,
             next,
-            patience,
+            hang_timeout,
         }))
     }
 
@@ -199,7 +199,8 @@ impl Connection {
         method: &str,
         message: &impl Message,
     ) -> Result<M, Failure> {
-        self.send(service, method, message, self.patience).wait()
+        self.send(service, method, message, self.hang_timeout)
+            .wait()
     }
 
     /// Closes, whatever is in flight.
@@ -238,8 +239,8 @@ impl<M: Message> Pending<M> {
     #[track_caller]
     pub fn wait(self) -> Result<M, Failure> {
         // The server's own deadline is to strike first.
-        let patience = self.connection.patience + Duration::from_secs(1);
-        let deadline = Instant::now() + patience;
+        let hang_timeout = self.connection.hang_timeout + Duration::from_secs(1);
+        let deadline = Instant::now() + hang_timeout;
         let inbox = &self.connection.inbox;
         let mut mail = inbox.mail.lock().unwrap();
         loop {
@@ -256,7 +257,7 @@ impl<M: Message> Pending<M> {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 drop(mail);
-                panic!("no answer to {} within {patience:?}", self.what);
+                panic!("no answer to {} within {hang_timeout:?}", self.what);
             }
             mail = inbox.news.wait_timeout(mail, left).unwrap().0;
         }

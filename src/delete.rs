@@ -49,10 +49,10 @@ const REMOVE_LIMIT: Duration = Duration::from_millis(300);
 const KILL_LIMIT: Duration = Duration::from_millis(200);
 
 /// What the OCI runtime leaves of [`LIMIT`] to the steps after it.
-const REST: Duration = Duration::from_millis(1300);
+const TIME_AFTER_RUNTIME: Duration = Duration::from_millis(1300);
 
 /// What an unmount leaves to the steps after it, and to detaching.
-const RESERVE: Duration = Duration::from_millis(500);
+const TIME_AFTER_UNMOUNT: Duration = Duration::from_millis(500);
 
 /// The pause before a process is looked at again: nobody reports the end of one that is
 /// no child.
@@ -102,7 +102,7 @@ fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> Res
     let steps = async {
         let deleted = delete_container(flags, bundle, &reaper, init.as_ref(), end).await;
         deleted.unwrap_or_else(&mut *warn);
-        let limit = end.saturating_duration_since(Instant::now() + RESERVE);
+        let limit = end.saturating_duration_since(Instant::now() + TIME_AFTER_UNMOUNT);
         let unmounted = mount::unmount_or_detach(&bundle.rootfs(), limit).await;
         unmounted.unwrap_or_else(&mut *warn);
         remove_socket(bundle).unwrap_or_else(&mut *warn);
@@ -169,7 +169,7 @@ async fn delete_by_runtime(
     init: Option<&Init>,
     end: Instant,
 ) -> Result<()> {
-    let left = end.saturating_duration_since(Instant::now() + REST);
+    let left = end.saturating_duration_since(Instant::now() + TIME_AFTER_RUNTIME);
     let limit = RUNTIME_LIMIT.min(left);
     let cancel = Cancel::after(limit);
     let is_dead = || init.is_none_or(|init| !init.is_alive());

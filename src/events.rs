@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::Mount;
-use crate::proto::events as wire;
+use crate::proto::events as messages;
 use crate::proto::forward::ForwardRequest;
 use crate::proto::{self, Any, Envelope, Message, MessageField};
 use crate::stdio::Stdio;
@@ -140,7 +140,7 @@ struct Queue {
     never_starts: Cell<bool>,
     /// All that was ever published.
     #[cfg(test)]
-    told: RefCell<Vec<Event>>,
+    published: RefCell<Vec<Event>>,
 }
 
 /// An event on its way.
@@ -166,20 +166,20 @@ impl Events {
             absent: Cell::default(),
             never_starts: Cell::default(),
             #[cfg(test)]
-            told: RefCell::default(),
+            published: RefCell::default(),
         }))
     }
 
     /// All that was ever published, in order.
     #[cfg(test)]
-    pub fn told(&self) -> Vec<Event> {
-        self.0.told.borrow().clone()
+    pub fn published(&self) -> Vec<Event> {
+        self.0.published.borrow().clone()
     }
 
     /// Queues `event`, stamped with the time of this call. Never blocks, never fails.
     pub fn publish(&self, event: Event) {
         #[cfg(test)]
-        self.0.told.borrow_mut().push(event.clone());
+        self.0.published.borrow_mut().push(event.clone());
         match encode(event, &self.0.namespace, SystemTime::now()) {
             Ok(entry) if self.0.address.is_empty() => {
                 let (topic, id) = (entry.topic, &*entry.container);
@@ -381,7 +381,7 @@ fn convert(event: Event) -> Result<(&'static str, Any)> {
             checkpoint,
             pid,
         } => {
-            let message = wire::TaskCreate {
+            let message = messages::TaskCreate {
                 container_id,
                 bundle,
                 rootfs: rootfs.into_iter().map(mount).collect(),
@@ -393,7 +393,7 @@ fn convert(event: Event) -> Result<(&'static str, Any)> {
             pack("/tasks/create", &message)
         }
         Event::Start { container_id, pid } => {
-            let message = wire::TaskStart {
+            let message = messages::TaskStart {
                 container_id,
                 pid,
                 ..Default::default()
@@ -404,7 +404,7 @@ fn convert(event: Event) -> Result<(&'static str, Any)> {
             container_id,
             exec_id,
         } => {
-            let message = wire::TaskExecAdded {
+            let message = messages::TaskExecAdded {
                 container_id,
                 exec_id,
                 ..Default::default()
@@ -416,7 +416,7 @@ fn convert(event: Event) -> Result<(&'static str, Any)> {
             exec_id,
             pid,
         } => {
-            let message = wire::TaskExecStarted {
+            let message = messages::TaskExecStarted {
                 container_id,
                 exec_id,
                 pid,
@@ -431,7 +431,7 @@ fn convert(event: Event) -> Result<(&'static str, Any)> {
             exit_status,
             exited_at,
         } => {
-            let message = wire::TaskExit {
+            let message = messages::TaskExit {
                 container_id,
                 id,
                 pid,
@@ -448,7 +448,7 @@ fn convert(event: Event) -> Result<(&'static str, Any)> {
             exited_at,
         } => {
             // `id` stays empty, as Go's does for init.
-            let message = wire::TaskDelete {
+            let message = messages::TaskDelete {
                 container_id,
                 pid,
                 exit_status,
@@ -458,21 +458,21 @@ fn convert(event: Event) -> Result<(&'static str, Any)> {
             pack("/tasks/delete", &message)
         }
         Event::Oom { container_id } => {
-            let message = wire::TaskOOM {
+            let message = messages::TaskOOM {
                 container_id,
                 ..Default::default()
             };
             pack(OOM, &message)
         }
         Event::Paused { container_id } => {
-            let message = wire::TaskPaused {
+            let message = messages::TaskPaused {
                 container_id,
                 ..Default::default()
             };
             pack("/tasks/paused", &message)
         }
         Event::Resumed { container_id } => {
-            let message = wire::TaskResumed {
+            let message = messages::TaskResumed {
                 container_id,
                 ..Default::default()
             };
@@ -482,7 +482,7 @@ fn convert(event: Event) -> Result<(&'static str, Any)> {
             container_id,
             checkpoint,
         } => {
-            let message = wire::TaskCheckpointed {
+            let message = messages::TaskCheckpointed {
                 container_id,
                 checkpoint,
                 ..Default::default()
@@ -504,8 +504,8 @@ fn pack<M: Message>(topic: &'static str, message: &M) -> Result<(&'static str, A
     Ok((topic, any))
 }
 
-fn task_io(io: Stdio) -> wire::TaskIO {
-    wire::TaskIO {
+fn task_io(io: Stdio) -> messages::TaskIO {
+    messages::TaskIO {
         stdin: io.stdin,
         stdout: io.stdout,
         stderr: io.stderr,
@@ -527,7 +527,7 @@ fn mount(mount: Mount) -> proto::Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ttrpc::frame::{self, Frame, Reader};
+    use crate::ttrpc::frame::{self, Frame, FrameReader};
     use proptest::prelude::*;
     use std::future::{Future, pending, poll_fn};
     use std::path::PathBuf;
@@ -600,7 +600,7 @@ mod tests {
         }
 
         async fn connection(self: Rc<Self>, mut stream: UnixStream) {
-            let mut reader = Reader::of_requests();
+            let mut reader = FrameReader::of_requests();
             while let Ok(Some(Frame::Message { id, body })) =
                 poll_fn(|cx| reader.poll_frame(&stream, cx)).await
             {
@@ -647,7 +647,9 @@ mod tests {
 
     fn pid(request: &Request) -> u32 {
         let event = envelope(request).event.unwrap();
-        wire::TaskStart::parse_from_bytes(&event.value).unwrap().pid
+        messages::TaskStart::parse_from_bytes(&event.value)
+            .unwrap()
+            .pid
     }
 
     fn start(pid: u32) -> Event {
@@ -798,7 +800,7 @@ mod tests {
             pid: 3,
         })
         .unwrap();
-        let create = wire::TaskCreate::parse_from_bytes(&packed.value).unwrap();
+        let create = messages::TaskCreate::parse_from_bytes(&packed.value).unwrap();
         assert_eq!(create.container_id, "c");
         assert_eq!(create.bundle, "/b");
         let mount = &create.rootfs[0];
@@ -822,7 +824,7 @@ mod tests {
             exited_at: None,
         })
         .unwrap();
-        let delete = wire::TaskDelete::parse_from_bytes(&packed.value).unwrap();
+        let delete = messages::TaskDelete::parse_from_bytes(&packed.value).unwrap();
         assert_eq!((delete.pid, delete.exit_status), (4, 137));
         assert_eq!(
             (delete.container_id.as_str(), delete.id.as_str()),
@@ -976,7 +978,7 @@ mod tests {
                 events.publish(oom("d"));
             }
             assert_eq!(events.waiting(), 2 + 2 * 10);
-            // Once it is told, the next one is news.
+            // Once it is published, the next one is new.
             spawn_local(events.clone().run());
             eventually(&containerd, || events.waiting() == 0).await;
             events.publish(oom("c"));

@@ -59,15 +59,15 @@ const THREAD_PAUSE: Duration = Duration::from_secs(1);
 /// Stack of a thread that closes a file, in bytes.
 const CLOSER_STACK: usize = 32 << 10;
 /// After so many transfers in a row other tasks get their turn.
-const TURNS: u32 = 8;
+const MAX_TRANSFERS_PER_TURN: u32 = 8;
 /// How long a stream gathers that comes little by little.
-const REST: Duration = Duration::from_millis(1);
+const SMALL_TRANSFER_DELAY: Duration = Duration::from_millis(1);
 /// A transfer of fewer bytes moves little.
-const LITTLE: usize = 16 << 10;
-/// So many of them within a `REST` may be too many.
-const MANY: u32 = 16;
+const SMALL_TRANSFER: usize = 16 << 10;
+/// So many of them within a `SMALL_TRANSFER_DELAY` may be too many.
+const MIN_DELAY_THRESHOLD: u32 = 16;
 /// At most so many are needed, where they are a dialogue.
-const MOST: u32 = 1024;
+const MAX_DELAY_THRESHOLD: u32 = 1024;
 
 /// One end of a stream.
 #[derive(Debug)]
@@ -232,8 +232,8 @@ impl FalseAlarms {
     /// Pauses if there were many.
     async fn one_more(&mut self) {
         self.0 += 1;
-        if self.0 > MANY {
-            sleep(REST).await;
+        if self.0 > MIN_DELAY_THRESHOLD {
+            sleep(SMALL_TRANSFER_DELAY).await;
         }
     }
 }
@@ -328,7 +328,7 @@ struct Pace {
 impl Pace {
     fn new() -> Self {
         Self {
-            many: MANY,
+            many: MIN_DELAY_THRESHOLD,
             small: 0,
             bytes: 0,
             since: Instant::now(),
@@ -340,10 +340,14 @@ impl Pace {
     fn rests_after(&mut self, moved: usize, size: usize) -> bool {
         if let Some(enough) = self.rests.take() {
             let pays = moved >= enough;
-            self.many = if pays { MANY } else { MOST.min(self.many * 2) };
+            self.many = if pays {
+                MIN_DELAY_THRESHOLD
+            } else {
+                MAX_DELAY_THRESHOLD.min(self.many * 2)
+            };
             // The pipes must not fill meanwhile.
             self.rests = (pays && moved < size / 2).then_some(enough);
-        } else if moved < LITTLE {
+        } else if moved < SMALL_TRANSFER {
             if self.small == 0 {
                 self.since = Instant::now();
                 self.bytes = 0;
@@ -352,7 +356,8 @@ impl Pace {
             self.bytes += moved;
             if self.small >= self.many {
                 self.small = 0;
-                let often = self.since.elapsed() < REST * (self.many / MANY);
+                let often =
+                    self.since.elapsed() < SMALL_TRANSFER_DELAY * (self.many / MIN_DELAY_THRESHOLD);
                 let average = self.bytes / self.many as usize;
                 self.rests = often.then_some(4 * average);
             }
@@ -489,7 +494,7 @@ impl Copy {
                 }
                 Err(_) => break,
             }
-            if turns == TURNS {
+            if turns == MAX_TRANSFERS_PER_TURN {
                 turns = 0;
                 yield_now().await;
             }
@@ -650,7 +655,7 @@ impl Copy {
     /// Lets the stream gather; a process that ended writes no more.
     async fn rest(&self) {
         self.from.unwatch();
-        let rest = sleep(REST);
+        let rest = sleep(SMALL_TRANSFER_DELAY);
         match &self.until {
             Until::SinkGone => rest.await,
             Until::Drained(drain) | Until::Exited(drain) => {
@@ -779,7 +784,7 @@ mod tests {
 
     /// A stream that moves `moved` bytes each `pause`: after how many transfers it rests.
     async fn rest_of(pace: &mut Pace, moved: usize, pause: Duration) -> Option<u32> {
-        for count in 1..=10 * MOST {
+        for count in 1..=10 * MAX_DELAY_THRESHOLD {
             if pace.rests_after(moved, PIPE) {
                 return Some(count);
             }
@@ -793,14 +798,18 @@ mod tests {
         let micros = Duration::from_micros;
         for (moved, pause, rests) in [
             (1, micros(1), true),
-            (LITTLE - 1, micros(60), true),
-            (LITTLE, micros(1), false),
+            (SMALL_TRANSFER - 1, micros(60), true),
+            (SMALL_TRANSFER, micros(1), false),
             (PIPE, micros(1), false),
             (1, micros(70), false),
             (1, Duration::from_secs(1), false),
         ] {
             let rest = rest_of(&mut Pace::new(), moved, pause).await;
-            assert_eq!(rest, rests.then_some(MANY), "{moved} bytes each {pause:?}");
+            assert_eq!(
+                rest,
+                rests.then_some(MIN_DELAY_THRESHOLD),
+                "{moved} bytes each {pause:?}"
+            );
         }
     }
 
@@ -826,7 +835,10 @@ mod tests {
             // What was said while it rested: one word.
             assert!(!pace.rests_after(100, PIPE));
             if rests > 10 {
-                assert!(words >= rests * MOST / 3, "{words} words, {rests} rests");
+                assert!(
+                    words >= rests * MAX_DELAY_THRESHOLD / 3,
+                    "{words} words, {rests} rests"
+                );
                 break;
             }
         }

@@ -250,7 +250,7 @@ impl World {
 
     /// Whatever hangs: init has ended, so its exit is published, if it was created.
     fn assert_exit_published(&self) {
-        let published = self.tasks.shared.events.told();
+        let published = self.tasks.shared.events.published();
         let created = published.iter().any(|e| matches!(e, Event::Create { .. }));
         let exited = |e: &Event| matches!(e, Event::Exit { id, .. } if id == ID);
         assert_eq!(created, published.iter().any(exited), "{published:?}");
@@ -359,7 +359,7 @@ fn play(create_succeeds: bool, hangs: bool, steps: Vec<Step>) {
         }
         world.finish(hangs).await;
         let mut history = Hihistory::default();
-        for event in world.tasks.shared.events.told() {
+        for event in world.tasks.shared.events.published() {
             history.check(&event);
         }
         history.check_end();

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use ttrpc::proto::{KeyValue, Request, Response};
 
-use super::frame::{self, Frame, Reader};
+use super::frame::{self, Frame, FrameReader};
 use crate::error::{Error, Kind, Result};
 use crate::proto::Message;
 
@@ -23,7 +23,7 @@ use crate::proto::Message;
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
-    reader: Reader,
+    reader: FrameReader,
     /// Of the next request; odd.
     next_id: u32,
     /// A call was not completed: the next answer would be to that one.
@@ -58,7 +58,7 @@ impl Client {
         })?;
         Ok(Self {
             stream,
-            reader: Reader::of_responses(),
+            reader: FrameReader::of_responses(),
             next_id: 1,
             broken: false,
         })

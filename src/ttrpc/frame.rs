@@ -44,7 +44,7 @@ pub enum Frame {
 
 /// Puts frames of one type together. An error other than `WouldBlock` is final.
 #[derive(Debug)]
-pub struct Reader {
+pub struct FrameReader {
     /// The message type to expect.
     kind: u8,
     header: [u8; MESSAGE_HEADER_LENGTH],
@@ -57,7 +57,7 @@ pub struct Reader {
     received: usize,
 }
 
-impl Reader {
+impl FrameReader {
     /// Reads what clients send.
     pub fn of_requests() -> Self {
         Self::new(MESSAGE_TYPE_REQUEST)
@@ -464,7 +464,7 @@ mod tests {
         let mut bytes = SAMPLE.to_vec();
         bytes.extend(header(0, 7, MESSAGE_TYPE_REQUEST, 0xff));
         for portion in [1, 3, usize::MAX] {
-            let mut reader = Reader::of_requests();
+            let mut reader = FrameReader::of_requests();
             let portions = [portion];
             let mut read = feed(&bytes, &portions);
             let Some(Frame::Message { id: 5, body }) = reader.pull(&mut read).unwrap() else {
@@ -482,7 +482,7 @@ mod tests {
 
     #[test]
     fn read_that_would_block_loses_nothing() {
-        let mut reader = Reader::of_requests();
+        let mut reader = FrameReader::of_requests();
         for byte in &SAMPLE[..SAMPLE.len() - 1] {
             let mut once = Some(*byte);
             let blocked = reader.pull(|room| match once.take() {
@@ -501,7 +501,7 @@ mod tests {
     #[test]
     fn end_of_file_within_a_frame_is_an_error() {
         for end in 1..SAMPLE.len() {
-            let error = Reader::of_requests()
+            let error = FrameReader::of_requests()
                 .pull(feed(&SAMPLE[..end], &[]))
                 .unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "after {end}");
@@ -512,10 +512,14 @@ mod tests {
     fn invalid_header_is_refused_before_its_payload() {
         for (id, kind) in [(1, 2), (1, 3), (1, 0), (2, 1), (0, 1)] {
             let bytes = header(u32::MAX, id, kind, 0);
-            let error = Reader::of_requests().pull(feed(&bytes, &[])).unwrap_err();
+            let error = FrameReader::of_requests()
+                .pull(feed(&bytes, &[]))
+                .unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
-        let error = Reader::of_responses().pull(feed(SAMPLE, &[])).unwrap_err();
+        let error = FrameReader::of_responses()
+            .pull(feed(SAMPLE, &[]))
+            .unwrap_err();
         assert_eq!(error.to_string(), "message type 1, not 2");
     }
 
@@ -525,7 +529,7 @@ mod tests {
         let mut bytes = header(length as u32, 3, MESSAGE_TYPE_REQUEST, 0);
         bytes.resize(bytes.len() + length, 0xaa);
         bytes.extend(SAMPLE);
-        let mut reader = Reader::of_requests();
+        let mut reader = FrameReader::of_requests();
         let mut read = feed(&bytes, &[]);
         let oversize = Frame::Oversize { id: 3, length };
         assert_eq!(reader.pull(&mut read).unwrap(), Some(oversize));
@@ -539,7 +543,7 @@ mod tests {
         let bytes = header(u32::MAX, 3, MESSAGE_TYPE_REQUEST, 0);
         let mut reads = 0;
         let mut read = feed(&bytes, &[]);
-        let error = Reader::of_requests()
+        let error = FrameReader::of_requests()
             .pull(|room| {
                 reads += 1;
                 read(room)
@@ -553,7 +557,7 @@ mod tests {
         let mut bytes = header(MESSAGE_LENGTH_MAX as u32, 3, MESSAGE_TYPE_REQUEST, 0);
         bytes.resize(bytes.len() + MESSAGE_LENGTH_MAX, 1);
         let Some(Frame::Message { body, .. }) =
-            Reader::of_requests().pull(feed(&bytes, &[])).unwrap()
+            FrameReader::of_requests().pull(feed(&bytes, &[])).unwrap()
         else {
             panic!("no message");
         };
@@ -563,7 +567,7 @@ mod tests {
 
     /// Reads `bytes` to their end, checking at each read what the buffer costs.
     fn read_all(bytes: &[u8], portions: &[usize]) -> io::Result<usize> {
-        let mut reader = Reader::of_requests();
+        let mut reader = FrameReader::of_requests();
         let mut source = feed(bytes, portions);
         let mut frames = 0;
         loop {
@@ -633,7 +637,7 @@ mod tests {
         ) {
             let sent = Request { service, method, timeout_nano, payload, ..Default::default() };
             let bytes = request(3, &sent).unwrap();
-            let got = Reader::of_requests().pull(feed(&bytes, &portions)).unwrap();
+            let got = FrameReader::of_requests().pull(feed(&bytes, &portions)).unwrap();
             let Some(Frame::Message { id: 3, body }) = got else { panic!("no message") };
             prop_assert_eq!(Request::parse_from_bytes(&body).unwrap(), sent);
         }

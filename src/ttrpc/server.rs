@@ -40,7 +40,7 @@ use tokio::sync::futures::Notified;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
-use super::frame::{self, Frame, Reader, Received};
+use super::frame::{self, Frame, FrameReader, Received};
 use super::parked::{self, Parked};
 use crate::descriptors;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -296,7 +296,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 struct Connection {
     server: Rc<Server>,
     stream: UnixStream,
-    reader: Reader,
+    reader: FrameReader,
     /// Ids only grow.
     last_id: u32,
     /// By request id, with the size of the request. Dropping it aborts them.
@@ -315,7 +315,7 @@ impl Connection {
         Self {
             server,
             stream,
-            reader: Reader::of_requests(),
+            reader: FrameReader::of_requests(),
             last_id: 0,
             running: JoinSet::new(),
             running_bytes: 0,

@@ -12,6 +12,7 @@
 )]
 
 mod cases;
+mod documents;
 mod grpc;
 mod left;
 mod messages;

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use crate::grpc;
 use crate::messages::*;
-use crate::pods::{Container, Cri, at_once, log_lines};
+use crate::pods::{Container, Cri, at_once, log_lines, security};
 use crate::websocket::Session;
 use crate::world;
 
@@ -346,7 +346,7 @@ pub fn host_pid_and_network(cri: &Cri) {
         pid: node,
         ..NamespaceOption::default()
     };
-    let pod = cri.run_pod_with("host", host);
+    let pod = cri.run_pod_with("host", security(host));
     let container = pod.run("sleep 5001 & sleep 5002 & exec sleep 5003");
     for kind in ["pid", "net"] {
         let ours = fs::read_link(format!("/proc/self/ns/{kind}")).expect("our namespace");
@@ -368,7 +368,7 @@ pub fn pids_shared_in_a_pod(cri: &Cri) {
         pid: NamespaceMode::Pod as i32,
         ..NamespaceOption::default()
     };
-    let pod = cri.run_pod_with("shared", shared);
+    let pod = cri.run_pod_with("shared", security(shared));
     let first = pod.run("exec sleep 5001");
     let second = pod.run("sleep 5002 & exec sleep 5003");
     let namespace = "readlink /proc/self/ns/pid";
@@ -484,7 +484,7 @@ pub fn command_not_found(cri: &Cri) {
 
 pub fn unknown_handler(cri: &Cri) {
     let other = Cri::new(cri.version, "no-such-handler");
-    let error = other.try_run_pod("web", NamespaceOption::default());
+    let error = other.try_run_pod("web", security(NamespaceOption::default()));
     let error = error.err().expect("there is no such handler");
     assert!(error.message.contains("no-such-handler"), "{error:?}");
 }

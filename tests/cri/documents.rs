@@ -62,7 +62,7 @@ fn install() {
     command(&["cp", shim, "/usr/local/bin"]);
 }
 
-fn command(words: &[&str]) {
+pub fn command(words: &[&str]) {
     let status = Command::new(words[0]).args(&words[1..]).status();
     assert!(status.is_ok_and(|status| status.success()), "{words:?}");
 }
@@ -80,11 +80,11 @@ fn server_is(pod: &Pod, name: &str) -> bool {
     binary.ends_with(&format!("/{name}"))
 }
 
-const OURS: &str = "containerd-shim-rs-v2";
-const CONTAINERDS: &str = "containerd-shim-runc-v2";
+pub const OURS: &str = "containerd-shim-rs-v2";
+pub const CONTAINERDS: &str = "containerd-shim-runc-v2";
 
 /// Runs a pod whose server must have this name.
-fn run_pod<'a>(cri: &'a Cri, name: &str, server: &str) -> (Pod<'a>, Container<'a>) {
+pub fn run_pod<'a>(cri: &'a Cri, name: &str, server: &str) -> (Pod<'a>, Container<'a>) {
     let pod = cri.run_pod(name);
     let container = pod.run(STAY);
     assert_eq!(container.exec("echo fine"), "fine\n");

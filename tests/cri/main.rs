@@ -12,6 +12,7 @@
 )]
 
 mod cases;
+mod deploy;
 mod documents;
 mod grpc;
 mod left;

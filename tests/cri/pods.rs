@@ -90,19 +90,25 @@ impl Cri {
             pid,
             ..NamespaceOption::default()
         };
-        self.run_pod_with(name, own)
+        self.run_pod_with(name, security(own))
     }
 
     /// Runs a pod.
-    pub fn run_pod_with(&self, name: &str, namespaces: NamespaceOption) -> Pod<'_> {
-        self.try_run_pod(name, namespaces)
+    pub fn run_pod_with(&self, name: &str, security: LinuxSandboxSecurityContext) -> Pod<'_> {
+        self.try_run_pod(name, security)
             .unwrap_or_else(|status| panic!("RunPodSandbox {name}: {status:?}"))
     }
 
     /// Runs a pod, whatever its end. Its logs are in /run/containerd/logs/NAME.
-    pub fn try_run_pod(&self, name: &str, namespaces: NamespaceOption) -> Result<Pod<'_>, Status> {
+    pub fn try_run_pod(
+        &self,
+        name: &str,
+        security: LinuxSandboxSecurityContext,
+    ) -> Result<Pod<'_>, Status> {
         // With the node's network a pod has the node's hostname, too.
-        let has_hostname = namespaces.network() == NamespaceMode::Pod;
+        let namespaces = security.namespace_options.as_ref();
+        let network = namespaces.map_or(NamespaceMode::Pod, NamespaceOption::network);
+        let has_hostname = network == NamespaceMode::Pod;
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.to_owned(),
@@ -113,9 +119,7 @@ impl Cri {
             log_directory: format!("/run/containerd/logs/{name}"),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/{}", world::namespace()),
-                security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(namespaces),
-                }),
+                security_context: Some(security),
             }),
         };
         fs::create_dir_all(&config.log_directory).expect("make the directory of the logs");
@@ -181,6 +185,7 @@ impl<'a> Pod<'a> {
                 resources: None,
                 security_context: Some(LinuxContainerSecurityContext {
                     namespace_options: Some(self.namespaces()),
+                    privileged: false,
                 }),
             }),
             ..ContainerConfig::default()
@@ -318,6 +323,14 @@ impl Container<'_> {
     pub fn until_log(&self, line: &str) {
         let what = format!("{line:?} in {}", self.log);
         world::until(&what, || self.log_lines().iter().any(|found| found == line));
+    }
+}
+
+/// The security context of a pod with these namespaces.
+pub fn security(namespaces: NamespaceOption) -> LinuxSandboxSecurityContext {
+    LinuxSandboxSecurityContext {
+        namespace_options: Some(namespaces),
+        privileged: false,
     }
 }
 

@@ -147,6 +147,29 @@ fn link(cri: &Cri) {
     assert_eq!(ours.0.run("exit 3").wait().0, 3);
 }
 
+/// A newer binary under running pods.
+fn upgrade(cri: &Cri) {
+    let old = run_pod(cri, "old", OURS);
+    let old_server = world::shims()[0];
+    let binary = "/run/containerd/shims/containerd-shim-rs-v2";
+    let new = format!("{binary}.new");
+    command(&["cp", binary, &new]);
+    fs::rename(&new, binary).expect("replace the binary");
+
+    let exe = fs::read_link(format!("/proc/{old_server}/exe")).expect("its binary");
+    assert_eq!(exe.to_str(), Some(format!("{binary} (deleted)").as_str()));
+    run_pod(cri, "new", OURS);
+    restart(cri);
+    assert_eq!(old.1.exec("echo fine"), "fine\n");
+    assert_eq!(old.0.run("exit 3").wait().0, 3);
+    old.1.stop(0);
+    assert_eq!(old.1.wait().0, 137);
+    assert!(
+        world::shims().contains(&old_server),
+        "the pod has its server"
+    );
+}
+
 fn restart(cri: &Cri) {
     world::stop_daemon();
     world::start_daemon();
@@ -182,6 +205,8 @@ blocks! {
     options_in_containerd_1_6: "1.6", "### Options in containerd 1.6", with_crun;
     options_in_containerd_1_7: "1.7", "### Options in containerd 1.7", with_crun;
     options_in_containerd_2: "2", "### Options in containerd 2", with_crun;
+    upgrade_with_containerd_1_7: "1.7", "### containerd 1.6 and 1.7", upgrade;
+    upgrade_with_containerd_2: "2", "### containerd 2\n", upgrade;
     link_in_containerd_1_6: "1.6", "### containerd 1.6 and 1.7", link;
     link_in_containerd_1_7: "1.7", "### containerd 1.6 and 1.7", link;
     link_in_containerd_2: "2", "### containerd 2\n", link;

@@ -3,9 +3,15 @@
 //!
 //! The table is containerd × runtime handler × case; `hack/cri-config` has the handlers. Each
 //! cell is a test with a world of its own (`hack/daemon`). When a case is through, all pods are
-//! removed, and nothing may be left in its world. `CRI_HANDLER=runc` runs the cases with
-//! containerd's own shim instead. Not tested: SPDY, the other protocol of the streaming server,
-//! and port forwarding, which is no matter of the shim.
+//! removed, and nothing may be left in its world. `documents` and `deploy` test what is printed
+//! and shipped for Kubernetes.
+//!
+//! `CRI_HANDLER=runc` runs the cases with containerd's own shim instead. `OCI_RUNTIME` names
+//! another runtime than runc: youki 0.7 cannot run `pids_shared_in_a_pod`, and Debian 12's crun is
+//! for `containerd_1_6` only.
+//!
+//! Not tested: SPDY, the other protocol of the streaming server, and port forwarding, which is no
+//! matter of the shim.
 #![allow(
     clippy::disallowed_methods,
     reason = "these tests are a client, and wait for what a daemon does"

@@ -98,6 +98,11 @@ fn added(cri: &Cri) {
     run_pod(&Cri::new(cri.version, ""), "default", CONTAINERDS);
 }
 
+/// A handler whose path is ignored.
+fn ignored(cri: &Cri) {
+    run_pod(cri, "theirs", CONTAINERDS);
+}
+
 /// The default handler.
 fn default(cri: &Cri) {
     run_pod(cri, "ours", OURS);
@@ -200,6 +205,7 @@ blocks! {
     default_in_containerd_1_6: "1.6", "### Default of containerd 1.6 and 1.7", default;
     default_in_containerd_1_7: "1.7", "### Default of containerd 1.6 and 1.7", default;
     default_in_containerd_2: "2", "### Default of containerd 2", default;
+    path_is_ignored_by_containerd_1_6: "1.6", "### Path for containerd 1.7", ignored;
     path_in_containerd_1_7: "1.7", "### Path for containerd 1.7", added;
     path_in_containerd_2: "2", "### Path for containerd 2", added;
     options_in_containerd_1_6: "1.6", "### Options in containerd 1.6", with_crun;

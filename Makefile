@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 # What `-v` calls the revision. Set it to build from an archive without git's data.
 SHIM_REVISION ?= $(or $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null),unknown)
 
-.PHONY: help setup build check audit test test-vm demo bench-io install
+.PHONY: help setup build check audit test test-vm demo bench-io install installer
 
 help: ## this list
 	@awk -F ':[a-z ]*## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,3 +50,8 @@ install: ## install the built binary: PREFIX=/usr/local, DESTDIR=
 	@echo "containerd finds it as runtime io.containerd.rs.v2. To let it serve io.containerd.runc.v2, name"
 	@echo "it so in a directory that comes before containerd's own shim on the daemon's PATH:"
 	@echo "  ln -s $(PREFIX)/bin/$(NAME) $(PREFIX)/bin/containerd-shim-runc-v2"
+
+installer: build ## an image that installs it on Kubernetes' nodes: build/installer.tar
+	@hack/setup packages
+	@mkdir -p build
+	@hack/image build/installer.tar localhost/$(NAME)-installer:latest '["node"]' bin/node=deploy/node opt/$(NAME)=$(BINARY)

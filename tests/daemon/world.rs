@@ -46,6 +46,11 @@ fn scaled(seconds: u64) -> Duration {
 /// Runs `case` in a world of its own beside containerd `version`; `test` is the
 /// full name of the calling test.
 pub fn enter(version: &str, test: &str, case: impl FnOnce()) {
+    enter_with(version, &[], test, case);
+}
+
+/// As [`enter`], with these variables for `hack/daemon`.
+pub fn enter_with(version: &str, variables: &[(&str, &str)], test: &str, case: impl FnOnce()) {
     let name = test.split_once("::").expect("a path with its crate").1;
     if std::env::var(INSIDE).as_deref() == Ok(name) {
         let _log = LogOnPanic;
@@ -64,6 +69,7 @@ pub fn enter(version: &str, test: &str, case: impl FnOnce()) {
         .arg(std::env::current_exe().expect("this program's path"))
         .args(["--exact", name, "--nocapture", "--quiet"])
         .env(INSIDE, name)
+        .envs(variables.iter().copied())
         .env("RUST_BACKTRACE", "0")
         .process_group(0)
         .output()
@@ -187,10 +193,13 @@ fn left_overs() -> String {
     }
     let namespace = namespace();
     let mut places = vec!["/run/containerd/s".to_owned()];
-    for root in ["/run/containerd", "/var/lib/containerd"] {
-        places.push(format!("{root}/io.containerd.runtime.v2.task/{namespace}"));
+    // CRI's containers are always in k8s.io.
+    for namespace in [&namespace, "k8s.io"] {
+        for root in ["/run/containerd", "/var/lib/containerd"] {
+            places.push(format!("{root}/io.containerd.runtime.v2.task/{namespace}"));
+        }
+        places.push(format!("/run/containerd/runc/{namespace}"));
     }
-    places.push(format!("/run/containerd/runc/{namespace}"));
     for controller in names("/sys/fs/cgroup") {
         places.push(format!("/sys/fs/cgroup/{controller}/{namespace}"));
     }

@@ -68,6 +68,7 @@ macro_rules! all {
             exits_while_containerd_is_away
             exits_while_both_are_away
             containerd_killed_during_delete
+            dockerd_killed_during_delete
             dockerd_stops_its_containers
             shim_killed
         }

@@ -115,21 +115,49 @@ fn ends_while_away(d: &Docker, daemons: &[&str]) {
 }
 
 pub fn containerd_killed_during_delete(d: &Docker) {
-    d.live_restore();
-    hold_deletes();
-    d.start("box", "", WRITER);
-    fs::write(HOLD, "").expect("make a file");
-    d.ok("exec box touch /tmp/go");
-    world::until("the OCI runtime's delete", || Path::new(HELD).exists());
-    world::control("daemon", "stop");
-    fs::remove_file(HOLD).expect("remove a file");
-    world::control("daemon", "start");
+    kill_during_delete(d, "daemon");
     d.until_state("box", "exited 9");
     assert_eq!(d.ok("logs --tail 1 box"), "last words");
     // It can be used again, as soon as Docker has a connection to containerd.
     world::until("the container to start", || d.call("start box").code == 0);
     assert_eq!(d.wait("box"), 9);
     d.remove("box");
+}
+
+/// The shim has deleted the container, and its answer has reached containerd, which had nobody to
+/// tell it to: the task stays in containerd, and is unknown to the new dockerd.
+pub fn dockerd_killed_during_delete(d: &Docker) {
+    kill_during_delete(d, "docker");
+    assert_eq!(d.ok("logs --tail 1 box"), "last words");
+    match d
+        .inspect("box", "{{.State.Status}} {{.State.ExitCode}}")
+        .as_str()
+    {
+        "exited 255" => {
+            d.call("start box").expect_error(1, "already exists");
+            // As docs/docker.md says.
+            signal(d.server_pid("box").expect("a shim"), "TERM");
+        }
+        // dockerd lives so long on a busy machine that its Delete times out: it is done again.
+        "exited 9" => {}
+        other => panic!("the container is {other}"),
+    }
+    world::until("the container to start", || d.call("start box").code == 0);
+    assert_eq!(d.wait("box"), 9);
+    d.remove("box");
+}
+
+/// Has a container end with 9, and kills `daemon` while the OCI runtime deletes it.
+fn kill_during_delete(d: &Docker, daemon: &str) {
+    d.live_restore();
+    hold_deletes();
+    d.start("box", "", WRITER);
+    fs::write(HOLD, "").expect("make a file");
+    d.ok("exec box touch /tmp/go");
+    world::until("the OCI runtime's delete", || Path::new(HELD).exists());
+    world::control(daemon, "stop");
+    fs::remove_file(HOLD).expect("remove a file");
+    world::control(daemon, "start");
 }
 
 /// Puts a program before the OCI runtime that waits in `delete` while [`HOLD`] is there.

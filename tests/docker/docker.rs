@@ -333,9 +333,16 @@ impl Session {
         });
     }
 
-    /// Kills it.
+    /// Kills the `docker` that timeout(1) runs.
     pub fn kill(&mut self) {
-        self.child.kill().expect("kill timeout(1)");
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.expect("the children of timeout(1)");
+        let status = Command::new("kill")
+            .arg("-KILL")
+            .arg(children.trim())
+            .status();
+        assert!(status.expect("run kill").success(), "kill docker");
         self.child.wait().expect("wait for timeout(1)");
     }
 

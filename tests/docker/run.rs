@@ -1,5 +1,7 @@
 //! What `docker run`, `exec`, `attach` and `logs` do.
 
+use std::path::Path;
+
 use crate::docker::{Docker, STAY};
 use crate::world;
 
@@ -215,8 +217,11 @@ pub fn pid_namespace_of_the_host(d: &Docker) {
     };
     assert_eq!(sleeps(), 2);
     d.script("exec box", "cat /proc/1/comm").expect(0, "bash\n");
-    // Processes that lose their parent go to the shim, which reaps them.
-    d.script("exec box", "(sleep 0.1 &) ; true").expect(0, "");
+    // A process that loses its parent goes to the shim, which reaps it.
+    let orphan = d.script("exec box", "(sleep 0.1 & echo $!)").stdout;
+    let process = format!("/proc/{}", orphan.trim());
+    world::until("the orphan to be reaped", || !Path::new(&process).exists());
+    assert_eq!(d.status("box"), "running");
     d.ok("kill box");
     assert_eq!(d.wait("box"), 137);
     world::until("the container's other process to end", || sleeps() == 0);
@@ -248,8 +253,6 @@ pub fn pid_namespace_of_another_container(d: &Docker) {
 }
 
 pub fn memory_limit(d: &Docker) {
-    let done = d.run("-m 32m --memory-swap 32m --name box", "true");
-    done.expect(0, "");
     d.start("box", "-m 16m --memory-swap 16m", "exec tail /dev/zero");
     assert_eq!(d.wait("box"), 137);
     assert_eq!(d.inspect("box", "{{.State.OOMKilled}}"), "true");

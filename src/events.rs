@@ -35,6 +35,11 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// From the first connection to a containerd that was away until the first event is sent to it:
+/// its clients subscribe to events again only when they have noticed that it is back, and what it
+/// is told before then is lost for them. dockerd tries to connect every 3.6 s at most.
+const RESUBSCRIPTION: Duration = Duration::from_secs(5);
+
 /// How long an event is sent again that containerd answers with an error; then it is
 /// dropped. One that it calls invalid is dropped at once.
 const REFUSED: Duration = Duration::from_secs(10);
@@ -134,6 +139,8 @@ struct Queue {
     emptied: Notify,
     /// There is little time left to deliver.
     hurry: Notify,
+    /// That was said.
+    is_in_hurry: Cell<bool>,
     /// Nobody listened at `address` when it was tried last.
     absent: Cell<bool>,
     /// containerd has been starting for longer than a start takes.
@@ -163,6 +170,7 @@ impl Events {
             queued: Notify::new(),
             emptied: Notify::new(),
             hurry: Notify::new(),
+            is_in_hurry: Cell::default(),
             absent: Cell::default(),
             never_starts: Cell::default(),
             #[cfg(test)]
@@ -235,6 +243,7 @@ impl Events {
     /// Waits until the queue is empty, which takes [`Events::run`] and containerd. A pause
     /// between attempts ends.
     pub async fn drained(&self) {
+        self.0.is_in_hurry.set(true);
         self.0.hurry.notify_waiters();
         while !self.0.waiting.borrow().is_empty() {
             self.0.emptied.notified().await;
@@ -324,8 +333,12 @@ impl Events {
             None => {
                 let connected = Client::connect(&self.0.address).await;
                 let absent = matches!(&connected, Err(e) if e.kind() == Kind::NotFound);
-                self.0.absent.set(absent);
-                connected.map_err(Failure::Transport)?
+                let was_absent = self.0.absent.replace(absent);
+                let connected = connected.map_err(Failure::Transport)?;
+                if was_absent && !self.0.is_in_hurry.get() {
+                    let _ = timeout(RESUBSCRIPTION, self.0.hurry.notified()).await;
+                }
+                connected
             }
         };
         let metadata = [("containerd-namespace-ttrpc", self.0.namespace.as_str())];
@@ -1009,6 +1022,30 @@ mod tests {
             });
             until(|| drained.is_finished()).await;
             assert!(!events.nobody_listens());
+        });
+    }
+
+    #[test]
+    fn containerd_that_is_back_gets_events_when_its_clients_have_subscribed() {
+        in_stopped_time(async {
+            let containerd = Containerd::new(&[]);
+            let events = containerd.events();
+            spawn_local(events.clone().run());
+            events.publish(start(1));
+            events.publish(start(2));
+            until(|| events.nobody_listens()).await;
+            containerd.start();
+            tokio::time::advance(FIRST_PAUSE + Duration::from_millis(1)).await;
+            until(|| !events.nobody_listens()).await;
+            tokio::time::advance(RESUBSCRIPTION - Duration::from_millis(10)).await;
+            for _ in 0..1000 {
+                yield_now().await;
+            }
+            assert_eq!(containerd.sent(), []);
+            // Once is enough for all that wait.
+            tokio::time::advance(Duration::from_millis(20)).await;
+            until(|| containerd.taken().len() == 2).await;
+            assert_eq!(containerd.taken(), [1, 2]);
         });
     }
 

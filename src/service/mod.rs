@@ -24,11 +24,13 @@ use crate::descriptors;
 use crate::error::{Error, Kind, Result};
 use crate::proto::{self, Empty, Message, task};
 use crate::task::Tasks;
-use crate::ttrpc::server::{Call, Server};
+use crate::ttrpc::server::{Call, Class, Server};
 use request_log::RequestLog;
 
 /// Both names of the service.
 const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+const SIGKILL: u32 = 9;
 
 type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>;
 
@@ -79,7 +81,7 @@ impl Service {
                 answer
             })
         });
-        let server = Server::new(listener, handler, |call| call.method == "Wait")?;
+        let server = Server::new(listener, handler, class)?;
         Ok(self.server.get_or_init(|| server).clone())
     }
 
@@ -373,6 +375,25 @@ impl Service {
         }
         Ok(Empty::new())
     }
+}
+
+/// The class of a call. What ends a process has lanes of its own: however many other calls
+/// hang, it is served. So is SIGKILL, however many other signals hang in the OCI runtime.
+fn class(call: &Call) -> Class {
+    Class::Lane(match call.method.as_str() {
+        "Wait" => return Class::Parks,
+        "Create" | "Start" | "Pause" | "Resume" | "Checkpoint" | "Update" => 1,
+        "Delete" => 2,
+        "Shutdown" => 3,
+        "Kill" if is_sigkill(&call.payload) => 4,
+        "Kill" => 5,
+        // They never wait.
+        _ => 0,
+    })
+}
+
+fn is_sigkill(payload: &[u8]) -> bool {
+    decode::<task::KillRequest>(payload).is_ok_and(|kill| kill.signal == SIGKILL)
 }
 
 fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {

@@ -435,6 +435,11 @@ const TABLE: &[Difference] = &[
         "Kill waits for the runtime",
     ),
     fails(GO, "runtime_hangs_in_create", LOCK),
+    fails(
+        GO,
+        "requests_that_hang_keep_none_that_ends_processes_from_being_served",
+        LOCK,
+    ),
     fails(GO, "runtime_hangs_in_start", LOCK),
     fails(GO, "runtime_hangs_in_exec", LOCK),
     fails(GO, "runtime_hangs_in_delete", LOCK),

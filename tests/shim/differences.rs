@@ -434,6 +434,11 @@ const TABLE: &[Difference] = &[
         "init_is_killed_while_the_runtime_starts_it",
         "Kill waits for the runtime",
     ),
+    fails(
+        GO,
+        "start_that_waits_for_a_reader_ends_though_descriptors_are_used_up",
+        "Go waits 30 s for a reader, whatever the deadline",
+    ),
     fails(GO, "runtime_hangs_in_create", LOCK),
     fails(
         GO,

@@ -27,6 +27,7 @@ mod cases {
     mod mounts;
     mod options;
     mod pods;
+    mod remaining_faults;
     mod resources;
     mod server_limits;
     mod shutdown;

@@ -453,6 +453,17 @@ const TABLE: &[Difference] = &[
         "runtimes_old_words_are_not_passed_on",
         "all runtime commands share a log that Go reads from its start",
     ),
+    fails_with(
+        "crun",
+        &[Ours],
+        "delete_reports_the_unreadable_state_that_it_removes",
+        "crun removes such state itself, and says nothing",
+    ),
+    fails(
+        GO,
+        "delete_reports_the_unreadable_state_that_it_removes",
+        "Go leaves such state, and says nothing",
+    ),
     fails_with("crun", GO, "container_is_restored_when_it_is_started", CRUN),
     fails_with("crun", GO, "init_to_be_restored", CRUN),
     fails_with("crun", GO, "criu_work_path", CRUN),

@@ -301,6 +301,18 @@ cases! {
         c.assert_gone();
     }
 
+    fn delete_reports_the_unreadable_state_that_it_removes(d) {
+        let c = d.running("c");
+        c.kill_shim();
+        let dir = empty_the_runtimes_state(d, &c);
+        let output = d.delete_output("c");
+        let text = output.stderr_text();
+        assert_eq!(output.status, 0, "{text}");
+        assert!(text.contains("removed unreadable OCI runtime state"), "{text}");
+        assert!(!dir.exists());
+        c.assert_gone();
+    }
+
     fn delete_ends_in_time_though_the_runtime_hangs_and_the_rootfs_is_busy(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();

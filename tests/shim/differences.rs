@@ -436,6 +436,11 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
+        "server_whose_start_was_killed_before_it_answered_ends",
+        "Go's server waits for a client for ever",
+    ),
+    fails(
+        GO,
         "start_that_waits_for_a_reader_ends_though_descriptors_are_used_up",
         "Go waits 30 s for a reader, whatever the deadline",
     ),

@@ -33,6 +33,7 @@ use crate::options::Options;
 use crate::reaper::{self, Exit, Exited};
 use crate::runtime::{Checkpoint, Restore, Runtime};
 use crate::stdio::{self, Opened, Stdio};
+use crate::sys;
 
 /// How long to wait for what was killed to be reaped, or for the runtime to kill
 /// what a dead init left: neither may hold up an exit or a Delete for good.
@@ -134,8 +135,9 @@ impl Exec {
 struct Others {
     /// The runtime's state of the same id.
     state: bool,
-    /// Processes in the cgroup that `config.json` asks for.
-    cgroup: bool,
+    /// Processes in the cgroup that `config.json` asks for, if they were started before this
+    /// time since boot.
+    started_before: Duration,
 }
 
 /// A container that the runtime has made.
@@ -243,9 +245,7 @@ impl Container {
         let io = self.open_stdio(&self.init, cancel).await?;
         let others = Others {
             state: self.runtime.state_dir(&self.init.id).exists(),
-            cgroup: self
-                .planned_cgroup()
-                .is_ok_and(|cgroup| cgroup.is_populated()),
+            started_before: sys::process::since_boot(),
         };
         let begun = self.begin_with(io, cancel).await;
         if begun.is_err() {
@@ -258,6 +258,9 @@ impl Container {
     /// it may not know of any more; but not those of `others`.
     async fn undo_begin(&self, others: Others) {
         let id = &self.init.id;
+        let is_others = self
+            .planned_cgroup()
+            .is_ok_and(|cgroup| cgroup.has_process_from_before(others.started_before));
         if self.runtime.state_dir(id).exists() && !others.state {
             let limit = Cancel::after(UNDO_TIMEOUT);
             let undone = self.runtime.kill_and_delete(id, &limit).await;
@@ -272,7 +275,7 @@ impl Container {
             };
             undone.unwrap_or_else(|e| log::error!(id; "undo create of container: {e}"));
         }
-        if others.cgroup || others.state {
+        if is_others || others.state {
             return log::warn!(
                 id;
                 "undo create of container: another container has its ID or its cgroup; left both"

@@ -1,8 +1,8 @@
 //! The long-lived server: wires the parts together, owns its signals and the order in
 //! which it ends.
 //!
-//! It ends for four reasons only: Shutdown without a container, half a minute without
-//! client and container, SIGTERM, SIGINT. Containers outlive the latter two: whoever sends
+//! It ends for five reasons only: Shutdown without a container, half a minute without
+//! client and container, ten seconds without a container that it had, SIGTERM, SIGINT. Containers outlive the latter two: whoever sends
 //! them cleans up. SIGUSR1 has its state written to the log.
 
 use std::future::Future;
@@ -105,6 +105,9 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         () = service.shut_down() => log::debug!("shim exits: Shutdown and no container left"),
         () = service.deserted(DESERTED) => {
             log::info!("shim exits: no container and no client");
+        }
+        () = service.forgotten() => {
+            log::warn!("shim exits: no container, and its client did not send Shutdown");
         }
         _ = terminate.recv() => log::info!("shim exits: SIGTERM; containers keep running"),
         _ = interrupt.recv() => log::info!("shim exits: SIGINT; containers keep running"),

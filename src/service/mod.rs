@@ -38,6 +38,11 @@ type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>;
 /// Shutdown right after the last Delete, unless it was killed in between.
 const LEFT: Duration = Duration::from_secs(1);
 
+/// How long a server whose containers are all deleted, or were never made, keeps a client that
+/// neither creates another nor sends Shutdown: a containerd that was killed within Create, and
+/// knows nothing of that now. When the server ends it frees the ID.
+const FORGOTTEN: Duration = Duration::from_secs(10);
+
 /// The Task service of this shim.
 pub struct Service {
     tasks: Tasks,
@@ -48,6 +53,8 @@ pub struct Service {
     shutdown: Notify,
     /// A call was answered.
     worked: Notify,
+    /// A container is to be created, or was deleted.
+    changed: Notify,
     /// Where it is served.
     server: OnceCell<Rc<Server>>,
 }
@@ -61,6 +68,7 @@ impl Service {
             used: Cell::default(),
             shutdown: Notify::new(),
             worked: Notify::new(),
+            changed: Notify::new(),
             server: OnceCell::new(),
         })
     }
@@ -108,6 +116,25 @@ impl Service {
                 }
             } else if self.used.get() || timeout(time - LEFT, client).await.is_err() {
                 return self.end();
+            }
+        }
+    }
+
+    /// Waits until there has been no container for [`FORGOTTEN`], after there was one or was to
+    /// be one, and ends the service, whoever is connected.
+    pub async fn forgotten(&self) {
+        loop {
+            let change = async {
+                tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = self.tasks.vacated() => {}
+                }
+            };
+            let is_empty = self.used.get() && self.tasks.is_empty();
+            match is_empty {
+                false => change.await,
+                true if timeout(FORGOTTEN, change).await.is_ok() => {}
+                true => return self.end(),
             }
         }
     }
@@ -212,6 +239,7 @@ impl Service {
             ));
         }
         self.used.set(true);
+        self.changed.notify_waiters();
         let _claim = descriptors::claim(&format!("create {}", request.id))?;
         let container = self.tasks.create(wire::create(request)?, &cancel).await?;
         Ok(task::CreateTaskResponse {
@@ -256,6 +284,7 @@ impl Service {
 
     /// The answer to a Delete is on its way to its client.
     fn deleted(&self, request: task::DeleteRequest) {
+        self.changed.notify_waiters();
         match request.exec_id.as_str() {
             "" => self.tasks.forget(&request.id),
             exec_id => {

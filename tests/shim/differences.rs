@@ -980,6 +980,11 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
+        "server_whose_client_came_back_after_a_create_that_was_undone_ends",
+        "Go's stays for ever",
+    ),
+    fails(
+        GO,
         "cgroup_that_is_frozen_after_the_exit_can_be_deleted",
         "the runtime takes it for paused, though nobody is in it",
     ),

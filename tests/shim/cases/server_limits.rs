@@ -378,4 +378,21 @@ cases! {
         assert!(!c.socket().exists());
         c.assert_gone();
     }
+
+    fn server_whose_client_came_back_after_a_create_that_was_undone_ends(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
+        let mut held = runtime.hold("create", At::Before);
+        let _create = c.create_pending();
+        held.reached();
+        // As when containerd 1.6 is killed and started again: it only asks who is there, and
+        // keeps the id for taken while it is connected.
+        let back = c.over(&c.reconnect());
+        c.connection.close();
+        assert_eq!(back.connect().unwrap().task_pid, 0);
+        back.state().refused(Code::NOT_FOUND, "");
+        assert_eq!(c.shim_exit(), 0);
+        assert!(!c.socket().exists());
+        c.assert_gone();
+    }
 }

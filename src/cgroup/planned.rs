@@ -21,6 +21,7 @@ use super::kill::{self, DIRECTORIES_PER_PASS, Turn};
 use super::locate::{Others, Place, places_named};
 use super::tree::{Step, Walk};
 use crate::error::{Context, Error, Kind, Result};
+use crate::reaper;
 
 /// Between two tries to remove a directory whose processes are dying.
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
@@ -171,12 +172,7 @@ async fn remove_tree(dir: &Path, deadline: Instant) -> io::Result<()> {
 
 /// When process `pid` was started, since boot, rounded down to a tick; `None` when it has gone.
 fn started(pid: i32) -> Option<Duration> {
-    /// Fields between the name of the program and the time.
-    const FIELDS_BEFORE: usize = 19;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name is in parentheses, and may hold any character.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let ticks: u64 = fields.split_whitespace().nth(FIELDS_BEFORE)?.parse().ok()?;
+    let (_, ticks) = reaper::parent_and_start(pid)?;
     Some(Duration::from_millis(ticks * TICK.as_millis() as u64))
 }
 

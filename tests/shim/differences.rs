@@ -436,6 +436,11 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
+        "processes_of_a_runtime_that_left_its_group_are_killed_with_it",
+        "Go kills the runtime's first process",
+    ),
+    fails(
+        GO,
         "server_whose_start_was_killed_before_it_answered_ends",
         "Go's server waits for a client for ever",
     ),

@@ -6,11 +6,11 @@ use std::io::{ErrorKind, Write};
 use std::process::{Command, Stdio as CommandStdio};
 use std::time::Duration;
 
-use containerd_shim_rs_v2::proto::task;
+use containerd_shim_rs_v2::proto::{Empty, task};
 use containerd_shim_rs_v2::socket;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
-use nix::unistd::pipe2;
+use nix::unistd::{Pid, getsid, pipe2};
 
 use super::stdio::{both, logger};
 use super::stdio_faults::{is_repetition, status_of};
@@ -97,6 +97,29 @@ cases! {
         d.eventually("no thread that waits for a reader", || c.footprint().1 <= threads);
         limit_descriptors(c.shim_pid, "1024");
         e.delete().unwrap();
+        c.end();
+        c.finish();
+    }
+
+    fn processes_of_a_runtime_that_left_its_group_are_killed_with_it(d) {
+        let (escaped, program) = (d.path("escaped"), d.path("runtime"));
+        write_program(&escaped, "while :; do sleep 1; done");
+        let script = format!(
+            "case \" $* \" in *' pause '*) setsid {} & wait;; esac\nexec {} \"$@\"",
+            escaped.display(),
+            runtime()
+        );
+        write_program(&program, &script);
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = program.to_str().unwrap().into()).run();
+        let request = task::PauseRequest { id: "c".into(), ..Default::default() };
+        let pause: Pending<Empty> =
+            c.connection.send(c.api.service(), "Pause", &request, Duration::from_secs(2));
+        let processes = || process::running(escaped.to_str().unwrap());
+        d.eventually("a process in another group", || {
+            processes().iter().any(|pid| getsid(Some(Pid::from_raw(*pid))) == Ok(Pid::from_raw(*pid)))
+        });
+        pause.wait().refused(Code::DEADLINE_EXCEEDED, "");
+        d.eventually("none to be left", || processes().is_empty());
         c.end();
         c.finish();
     }

@@ -9,6 +9,8 @@
 //! container that the line is about, `exec` the exec if it is about one; a line about the
 //! server has the server's id. `namespace` is last. A key without a value is left out.
 //!
+//! An action that ends has its stderr for a log, of warnings only.
+//!
 //! Lacks on purpose: backtraces, which cost tens of megabytes in a process that
 //! lives on; local time; any buffer.
 
@@ -59,6 +61,34 @@ pub fn init(path: &Path, debug: bool, id: &str, namespace: &str) -> io::Result<(
         }));
     }
     Ok(())
+}
+
+/// Sends the process's warnings and errors to stderr, which containerd logs when an action
+/// ends; nothing less, as containerd takes all of it for warnings. Once a process.
+pub fn warn_on_stderr() {
+    if log::set_logger(&Warnings).is_ok() {
+        log::set_max_level(LevelFilter::Warn);
+    }
+}
+
+/// The log of an action that ends.
+struct Warnings;
+
+impl Log for Warnings {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true // The maximum level has been looked at.
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let mut fields = Fields::default();
+        // The visitor never fails; without a stderr there is nobody to tell.
+        let _ = record.key_values().visit(&mut fields);
+        let Fields { id, exec, others } = fields;
+        let line = format!("{}: {}{others}{id}{exec}\n", crate::NAME, record.args());
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
+
+    fn flush(&self) {}
 }
 
 /// Opened for reading, too, though this process never reads it: the FIFO always has a reader,

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use containerd_shim_rs_v2::cli::{self, Action};
 use containerd_shim_rs_v2::error::{Context, Error, Result};
 use containerd_shim_rs_v2::{
-    COMPILER, NAME, REVISION, TARGET, VERSION, delete, info, serve, start, sys,
+    COMPILER, NAME, REVISION, TARGET, VERSION, delete, info, log, serve, start, sys,
 };
 
 /// How much containerd may send on standard input, in bytes.
@@ -35,7 +35,10 @@ fn run() -> Result<()> {
     match cli::parse(&args, |name| std::env::var_os(name))? {
         Action::Start(flags) => start::run(&flags, &input()?, &mut io::stdout()),
         Action::Serve(flags) => serve::run(&flags),
-        Action::Delete(flags) => delete::run(&flags, &mut io::stdout()),
+        Action::Delete(flags) => {
+            log::warn_on_stderr();
+            delete::run(&flags, &mut io::stdout())
+        }
         Action::Info => info::run(&input()?, &mut io::stdout()),
         Action::Version => print_version(Path::new(&program)),
         Action::Help => write!(io::stdout(), "{}", cli::help()).context(|| "print the help"),

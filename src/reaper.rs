@@ -318,8 +318,8 @@ impl Child {
         process::kill(self.pid, signal)
     }
 
-    /// Sends `SIGKILL` to the process group that the child leads. `ESRCH` when the child
-    /// has been reaped.
+    /// Sends `SIGKILL` to the process group that the child leads, and to those of its
+    /// descendants that have left it (setsid). `ESRCH` when the child has been reaped.
     pub fn kill_group(&self) -> io::Result<()> {
         #[cfg(test)]
         if self.fake.is_some() {
@@ -328,7 +328,13 @@ impl Child {
         if self.reaped.get() {
             return Err(io::Error::from(Errno::ESRCH));
         }
-        process::kill(-self.pid, SIGKILL)
+        // Found before: afterwards they are orphans, as any process of a container may be.
+        let descendants = descendants(&[self.pid]);
+        let killed = process::kill(-self.pid, SIGKILL);
+        for process in descendants {
+            process.signal(SIGKILL);
+        }
+        killed
     }
 }
 
@@ -419,8 +425,8 @@ fn children(pid: i32) -> Vec<i32> {
     listed.flatten().flat_map(numbers).collect()
 }
 
-/// The parent of process `pid`, and when it was forked.
-fn parent_and_start(pid: i32) -> Option<(i32, u64)> {
+/// The parent of process `pid`, and when it was forked, in ticks since boot.
+pub fn parent_and_start(pid: i32) -> Option<(i32, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold any character. After it comes the third field.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();

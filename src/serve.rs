@@ -1,8 +1,8 @@
 //! The server: connects the parts, handles its signals, and ends in order.
 //!
-//! It ends for four reasons only: Shutdown without a container, half a minute without client
-//! and container, SIGTERM, SIGINT. After SIGTERM and SIGINT the containers keep running. On
-//! SIGUSR1 it logs its state.
+//! It ends for five reasons only: Shutdown without a container, half a minute without client
+//! and container, ten seconds without a container after it had one, SIGTERM, SIGINT. After
+//! SIGTERM and SIGINT the containers keep running. On SIGUSR1 it logs its state.
 
 use std::future::Future;
 use std::os::unix::net::UnixListener;
@@ -105,6 +105,9 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         () = services.shut_down() => log::debug!("shim exits: Shutdown and no container left"),
         () = services.deserted(CLIENT_TIMEOUT) => {
             log::info!("shim exits: no container and no client");
+        }
+        () = services.abandoned() => {
+            log::warn!("shim exits: no container, and its client did not send Shutdown");
         }
         _ = terminate.recv() => log::info!("shim exits: SIGTERM; containers keep running"),
         _ = interrupt.recv() => log::info!("shim exits: SIGINT; containers keep running"),

@@ -22,9 +22,13 @@ use super::locate::{Others, Place, places_named};
 use super::tree::{Step, Walk};
 use crate::error::{Context, Error, Kind, Result};
 use crate::options::Options;
+use crate::reaper;
 
 /// Between two tries to remove a directory whose processes are dying.
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
+
+/// In which `/proc/PID/stat` counts, on every architecture that Rust's standard library runs on.
+const TICK: Duration = Duration::from_millis(10);
 
 /// What asks for a container's cgroup.
 #[derive(Debug, Clone, Copy, Default)]
@@ -114,12 +118,12 @@ impl Planned {
         !(self.places.is_empty() && self.plain.is_empty())
     }
 
-    /// Whether there are processes in it or below: before the container is made, another's.
-    pub fn is_populated(&self) -> bool {
-        let pids = |place: &Place| super::collect_pids(&place.dir);
-        self.places
-            .iter()
-            .any(|place| pids(place).is_ok_and(|pids| !pids.is_empty()))
+    /// Whether a process in it or below was started earlier than `since`, a time since boot:
+    /// if the container was made later, that is another's.
+    pub fn has_process_from_before(&self, since: Duration) -> bool {
+        let pids = |place: &Place| super::collect_pids(&place.dir).unwrap_or_default();
+        let mut pids = self.places.iter().flat_map(pids);
+        pids.any(|pid| started(pid).is_some_and(|at| at + TICK <= since))
     }
 
     /// Kills all in it and below, frozen or not, if it is named after the container. An
@@ -177,6 +181,12 @@ async fn remove_tree(dir: &Path, deadline: Instant) -> io::Result<()> {
             outcome => return outcome,
         }
     }
+}
+
+/// When process `pid` was started, since boot, rounded down to a tick; `None` when it has gone.
+fn started(pid: i32) -> Option<Duration> {
+    let (_, ticks) = reaper::parent_and_start(pid)?;
+    Some(Duration::from_millis(ticks * TICK.as_millis() as u64))
 }
 
 /// Whether the cgroup of `plan` is named after the container (`ID`, `PREFIX-ID`), and so most
@@ -256,6 +266,7 @@ fn scope(slice: &str, prefix: &str, unit: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys;
 
     fn names_of(cgroups_path: &str, id: &str, systemd: bool) -> Vec<(String, bool)> {
         let plan = Plan {
@@ -352,7 +363,7 @@ mod tests {
             fs::create_dir_all(root.path().join("sys/fs/cgroup").join(dir)).unwrap();
         }
         let found = planned(&root, "/k/c1");
-        assert!(found.exists() && !found.is_populated());
+        assert!(found.exists() && !found.has_process_from_before(Duration::MAX));
         found.kill(limit).await.unwrap();
         found.remove(limit).await.unwrap();
         for hierarchy in ["cpu", "freezer", "net_cls"] {
@@ -434,6 +445,21 @@ mod tests {
         let procs = dir.with_file_name("other-c1").join("cgroup.procs");
         fs::remove_dir(&procs).unwrap();
         fs::write(&procs, "4711\n").unwrap();
-        assert!(named.is_populated());
+    }
+
+    #[test]
+    fn processes_from_before_are_told_by_their_start() {
+        let root = system();
+        let dir = root.path().join("sys/fs/cgroup/cpu/k/c1");
+        fs::create_dir_all(&dir).unwrap();
+        let procs = format!("{}\n", std::process::id());
+        fs::write(dir.join("cgroup.procs"), procs).unwrap();
+        let at = started(std::process::id() as i32).unwrap();
+        let now = sys::process::since_boot();
+        let recently = now.saturating_sub(Duration::from_secs(86400));
+        assert!((recently..=now).contains(&at), "{at:?} of {now:?}");
+        let planned = planned(&root, "/k/c1");
+        assert!(!planned.has_process_from_before(at));
+        assert!(planned.has_process_from_before(at + TICK));
     }
 }

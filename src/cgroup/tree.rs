@@ -15,13 +15,17 @@ use std::path::Path;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_CLOEXEC);
+
+/// Links of a directory without directories in it: its name and its own `.`. So it is in
+/// cgroups; a file system that does not count so has one for every directory.
+const LINKS_OF_A_LEAF: u8 = 2;
 
 /// Where a [`Walk`] is.
 pub enum Step {
@@ -105,6 +109,10 @@ impl Walk {
 
     /// The directories right below, as many as it may still enter.
     fn children(&mut self) -> io::Result<Vec<Box<OsStr>>> {
+        if u8::try_from(fstat(&self.at)?.st_nlink) == Ok(LINKS_OF_A_LEAF) {
+            // As almost always; to list the files costs several calls.
+            return Ok(Vec::new());
+        }
         let here = openat(&self.at, ".", DIRECTORY, Mode::empty())?;
         let mut children = Vec::new();
         for entry in Dir::from_fd(here)?.iter() {

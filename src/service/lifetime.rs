@@ -15,6 +15,11 @@ use crate::ttrpc::server::Server;
 /// Shutdown right after the last Delete, unless it was killed in between.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a server that had a container, and has none, keeps a client that sends neither
+/// Create nor Shutdown: a containerd that was killed within Create, and knows nothing of that
+/// now. The end of the server frees the ID.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What decides when the server ends. Its services share it.
 #[derive(Default)]
 pub struct Lifetime {
@@ -22,6 +27,8 @@ pub struct Lifetime {
     is_ending: Cell<bool>,
     /// A container was created, or was to be.
     had_container: Cell<bool>,
+    /// A container is about to be created, or was deleted.
+    container_changes: Notify,
     end: Notify,
     /// Where the services are offered.
     server: OnceCell<Rc<Server>>,
@@ -46,6 +53,12 @@ impl Lifetime {
     /// A container is about to be created.
     pub fn has_container(&self) {
         self.had_container.set(true);
+        self.container_changes.notify_waiters();
+    }
+
+    /// A container or an exec was deleted.
+    pub fn has_deleted(&self) {
+        self.container_changes.notify_waiters();
     }
 
     /// Ends the server: no new client is accepted, and no container created any more.
@@ -82,6 +95,24 @@ impl Lifetime {
             } else if self.had_container.get()
                 || timeout(time - CLIENT_TIMEOUT, client).await.is_err()
             {
+                return self.end();
+            }
+        }
+    }
+
+    /// Waits until there has been no container for [`SHUTDOWN_TIMEOUT`], after there was one or
+    /// was to be one, and ends the server, whoever is connected.
+    pub async fn abandoned(&self, tasks: &Tasks) {
+        loop {
+            let change = async {
+                tokio::select! {
+                    () = self.container_changes.notified() => {}
+                    () = tasks.freed() => {}
+                }
+            };
+            if !(self.had_container.get() && tasks.is_empty()) {
+                change.await;
+            } else if timeout(SHUTDOWN_TIMEOUT, change).await.is_err() {
                 return self.end();
             }
         }

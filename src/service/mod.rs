@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use crate::cancel::{Cancel, CancelOnDrop};
 use crate::error::{Error, Kind, Result};
 use crate::task::Tasks;
-use crate::ttrpc::server::{Call, Server};
+use crate::ttrpc::server::{Call, Class, Server};
 use lifetime::Lifetime;
 use request_log::RequestLog;
 use task::TaskService;
@@ -84,7 +84,7 @@ impl Services {
                 answer
             })
         });
-        let server = Server::new(listener, handler, is_parked)?;
+        let server = Server::new(listener, handler, class)?;
         Ok(self.lifetime.serve_on(server))
     }
 
@@ -97,6 +97,12 @@ impl Services {
     /// [`Lifetime::deserted`].
     pub async fn deserted(&self, time: Duration) {
         self.lifetime.deserted(&self.tasks, time).await;
+    }
+
+    /// Waits until the client has given up on a server without containers, and ends the
+    /// server; see [`Lifetime::abandoned`].
+    pub async fn abandoned(&self) {
+        self.lifetime.abandoned(&self.tasks).await;
     }
 
     /// Waits until there was a call, and then none for `time`. Stats do not count, nor do
@@ -151,10 +157,19 @@ impl Services {
     }
 }
 
-/// Whether a call waits for an event, as long as its client likes: it is kept at little cost,
-/// and does not count as work.
-fn is_parked(call: &Call) -> bool {
-    call.method == "Wait"
+/// The class of a call. What ends a process has lanes of its own: however many other calls
+/// hang, it is served. So is SIGKILL, however many other signals hang in the OCI runtime.
+fn class(call: &Call) -> Class {
+    Class::Lane(match call.method.as_str() {
+        "Wait" => return Class::Parks,
+        "Create" | "Start" | "Pause" | "Resume" | "Checkpoint" | "Update" => 1,
+        "Delete" => 2,
+        "Shutdown" => 3,
+        "Kill" if task::is_sigkill(call) => 4,
+        "Kill" => 5,
+        // They never wait.
+        _ => 0,
+    })
 }
 
 /// Runs `answer` in a task of its own: when its deadline passes or its client leaves, it has

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::error::Result;
 use crate::proto::{self, Field};
-use crate::ttrpc::server::Call;
+use crate::ttrpc::server::{Call, Class};
 
 /// A request under way. If it is dropped before [`RequestLog::answered`], the request was
 /// cancelled: its deadline has passed or its client has left.
@@ -48,7 +48,7 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         // Clients often leave while they wait for an exit.
-        let level = match super::is_parked(&self.call) {
+        let level = match super::class(&self.call) == Class::Parks {
             true => Level::Debug,
             false => Level::Warn,
         };

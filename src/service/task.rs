@@ -15,6 +15,8 @@ use crate::proto::{self, Empty, Message, task};
 use crate::task::{Target, Tasks};
 use crate::ttrpc::server::Call;
 
+const SIGKILL: u32 = 9;
+
 /// The Task service of this shim.
 pub struct TaskService {
     tasks: Rc<Tasks>,
@@ -71,6 +73,7 @@ impl TaskService {
         {
             let target = Target::from_exec_id(&request.exec_id);
             self.tasks.forget(&request.id, target);
+            self.lifetime.has_deleted();
         }
     }
 
@@ -233,6 +236,11 @@ impl TaskService {
         }
         Ok(Empty::new())
     }
+}
+
+/// Whether a Kill sends SIGKILL.
+pub fn is_sigkill(call: &Call) -> bool {
+    decode::<task::KillRequest>(&call.payload).is_ok_and(|kill| kill.signal == SIGKILL)
 }
 
 fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {

@@ -12,22 +12,17 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, major};
 use tokio::io::Interest;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::copy::End;
 use crate::{blocking, sys};
-
-/// Stack of the thread that waits for a reader; it makes a handful of calls.
-const STACK: usize = 64 << 10;
 
 /// How long a client may pause and still count as one that reads.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -39,6 +34,8 @@ const READING_PAUSE: Duration = Duration::from_millis(10);
 /// How long a FIFO has to have a reader for that to be a client: a child that we have forked
 /// has copies of our ends, which can read, until it executes its program.
 const READER_PROOF: Duration = Duration::from_secs(1);
+/// Longest pause between looks at a FIFO that waits for its first reader.
+const FIRST_READER_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between looks at a FIFO that waits for a reader to come back.
 const ABSENCE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -112,12 +109,7 @@ pub(super) async fn open_output(path: &Path, deadline: Instant) -> io::Result<En
             .await?;
         return End::opened(file, place.kind, Interest::WRITABLE);
     }
-    let first = match place.open(OFlag::O_WRONLY, deadline).await {
-        Err(e) if e.raw_os_error() == Some(Errno::ENXIO as i32) => {
-            wait_for_reader(&place, deadline).await?
-        }
-        opened => opened?,
-    };
+    let first = wait_for_reader(&place, deadline).await?;
     // With the first end open, the reader never sees this one as a gap.
     let both = place.open(OFlag::O_RDWR, deadline).await?;
     drop(first);
@@ -300,65 +292,24 @@ impl Place {
     }
 
     fn open_now(&self, flags: OFlag) -> io::Result<OwnedFd> {
-        self.open_as(flags | OFlag::O_NONBLOCK)
-    }
-
-    fn open_as(&self, flags: OFlag) -> io::Result<OwnedFd> {
         let path = fd_path(self.handle.as_fd());
-        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        let flags = flags | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
         Ok(open(path.as_str(), flags, Mode::empty())?)
     }
 }
 
-/// Opens the FIFO's write end as soon as there is a reader.
-///
-/// The kernel offers no event for that, only an open(2) that blocks: a thread makes
-/// it, and ends with this future, whose end (or drop) opens the other side for it.
+/// Opens the FIFO's write end once there is a reader. The kernel offers no event for that,
+/// only an open(2) that blocks: a thread in it could be left there for ever.
 async fn wait_for_reader(place: &Place, deadline: Instant) -> io::Result<OwnedFd> {
-    let (release, released) = mpsc::channel::<OwnedFd>();
-    let (done, mut opened) = oneshot::channel();
-    let theirs = place.clone();
-    thread::Builder::new()
-        .name("fifo".into())
-        .stack_size(STACK)
-        .spawn(move || {
-            let result = theirs.open_as(OFlag::O_WRONLY);
-            // Before the word is sent: whoever hears it finds nothing of ours open.
-            drop((theirs, released));
-            // If nobody waits any more, the descriptor closes here.
-            let _ = done.send(result);
-        })?;
-    let mut waiting = Waiting {
-        place,
-        release: Some(release),
-    };
-    if let Ok(result) = timeout_at(deadline, &mut opened).await {
-        waiting.release = None;
-        return result.map_err(io::Error::other)?;
-    }
-    drop(waiting);
-    // Released, so at once.
-    let _ = opened.await;
-    Err(io::Error::new(
-        io::ErrorKind::TimedOut,
-        "no reader within 30 s",
-    ))
-}
-
-/// When dropped, lets the waiting thread's open(2) come back.
-struct Waiting<'a> {
-    place: &'a Place,
-    /// `None` once it has.
-    release: Option<mpsc::Sender<OwnedFd>>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let Some(release) = &self.release else { return };
-        // The thread may not have come to its open yet: the read end stays in the
-        // channel until it has. A thread that has ended took the channel with it.
-        if let Ok(reader) = self.place.open_now(OFlag::O_RDONLY) {
-            let _ = release.send(reader);
+    let mut looks = Looks::new(FIRST_READER_PAUSE);
+    loop {
+        match place.open(OFlag::O_WRONLY, deadline).await {
+            Err(e) if e.raw_os_error() == Some(Errno::ENXIO as i32) => {}
+            opened => return opened,
+        }
+        if timeout_at(deadline, looks.pause()).await.is_err() {
+            let text = "no reader within 30 s";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::options::Options;
 use crate::reaper::{Child, Exited};
 use crate::runtime::Restore;
 use crate::stdio::{self, Opened, Owner, Stdio};
+use crate::sys;
 
 /// How long the undoing of a Create holds up its answer, each by the OCI runtime and by
 /// unmounting.
@@ -51,8 +52,9 @@ pub struct Create {
 struct Others {
     /// State of this ID in the runtime's root.
     state: bool,
-    /// Processes in the cgroup that `config.json` asks for.
-    cgroup: bool,
+    /// Processes in the cgroup that `config.json` asks for, if they were started before this
+    /// time since boot.
+    started_before: Duration,
 }
 
 impl Container {
@@ -101,9 +103,7 @@ impl Container {
         let io = self.open_stdio(&self.init, cancel).await?;
         let others = Others {
             state: self.runtime.state_dir(self.id()).exists(),
-            cgroup: self
-                .planned_cgroup()
-                .is_ok_and(|cgroup| cgroup.is_populated()),
+            started_before: sys::process::since_boot(),
         };
         let made = self.run_create(io, cancel).await;
         if made.is_err() {
@@ -180,11 +180,14 @@ impl Container {
     /// of. State and cgroup of `others` stay.
     async fn undo_create_init(&self, others: Others) {
         let id = self.id();
+        let is_others = self
+            .planned_cgroup()
+            .is_ok_and(|cgroup| cgroup.has_process_from_before(others.started_before));
         if self.runtime.state_dir(id).exists() && !others.state {
             let undone = self.undo_runtime_state().await;
             undone.unwrap_or_else(|e| log::error!(id; "undo create of container: {e}"));
         }
-        if others.cgroup || others.state {
+        if is_others || others.state {
             return log::warn!(
                 id;
                 "undo create of container: another container has its ID or its cgroup; left both"

@@ -9,7 +9,7 @@
 //! Promises: no request, malformed or not, no panic in a handler and no failure to
 //! accept ends the server. A client that does not read is not read from, and nothing is
 //! done for it: its memory here is bounded. A busy client gets its turn as the others do.
-//! Requests that wait for an event ([`Parks`]) keep no other from being served.
+//! Requests under way keep none of another [`Class`] from being served.
 //! A connection that goes takes its handlers' futures with it. An idle connection costs
 //! its task, no buffer.
 //!
@@ -54,8 +54,8 @@ const TURN: Duration = Duration::from_millis(1);
 /// Answers to parked requests that are made in a row; then the others have their turn.
 const ANSWERS_PER_TURN: usize = 64;
 
-/// Requests of one connection that are under way, without those that are parked, and the
-/// bytes of their payloads. Beyond either the next one is read when one of them is done.
+/// Requests of one connection and one lane that are under way, and the bytes of their
+/// payloads. Beyond either the next ones of the lane are refused.
 const MAX_RUNNING: usize = 1024;
 const MAX_RUNNING_BYTES: usize = 8 << 20;
 
@@ -78,9 +78,21 @@ pub struct Call {
 /// DeadlineExceeded) or its client goes away: work that must not be cut short is spawned.
 pub type Handler = Rc<dyn Fn(Rc<Call>) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>>;
 
-/// Whether a call waits for an event, maybe for ever, and changes nothing: equal ones may
-/// share one answer, and any number of them may wait.
-pub type Parks = fn(&Call) -> bool;
+/// How many lanes there are.
+pub const LANES: usize = 6;
+
+/// What a call is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It waits for an event, maybe for ever, and changes nothing: equal ones may share one
+    /// answer, and any number of them may wait.
+    Parks,
+    /// It is in a lane, a number below [`LANES`]. Each lane has a limit of its own.
+    Lane(usize),
+}
+
+/// The class of a call.
+pub type Classify = fn(&Call) -> Class;
 
 /// A call under way.
 pub(super) type Work = Pin<Box<dyn Future<Output = Finished>>>;
@@ -92,7 +104,7 @@ pub struct Server {
     listener: tokio::net::UnixListener,
     file: RefCell<Option<SocketFile>>,
     handler: Handler,
-    parks: Parks,
+    classify: Classify,
     closed: Cell<bool>,
     connections: Cell<usize>,
     /// `connections` became 0, or 1.
@@ -108,7 +120,7 @@ pub struct Server {
 impl Server {
     /// An endpoint on `listener`, which serves once [`Server::run`] is polled. Needs
     /// a tokio runtime.
-    pub fn new(listener: UnixListener, handler: Handler, parks: Parks) -> Result<Rc<Self>> {
+    pub fn new(listener: UnixListener, handler: Handler, classify: Classify) -> Result<Rc<Self>> {
         let file = SocketFile::of(&listener);
         let listener = listener
             .set_nonblocking(true)
@@ -118,7 +130,7 @@ impl Server {
             listener,
             file: RefCell::new(file),
             handler,
-            parks,
+            classify,
             closed: Cell::new(false),
             connections: Cell::new(0),
             peopled: Notify::new(),
@@ -292,6 +304,38 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((found.dev(), found.ino()))
 }
 
+/// A request under way.
+struct Running {
+    id: u32,
+    lane: usize,
+    /// Bytes of its payload.
+    size: usize,
+}
+
+/// The requests of one lane that are under way.
+#[derive(Debug, Default)]
+struct Lane {
+    count: usize,
+    /// Of their payloads.
+    bytes: usize,
+}
+
+impl Lane {
+    fn is_full(&self) -> bool {
+        self.count >= MAX_RUNNING || self.bytes > MAX_RUNNING_BYTES
+    }
+
+    fn add(&mut self, size: usize) {
+        self.count += 1;
+        self.bytes += size;
+    }
+
+    fn remove(&mut self, size: usize) {
+        self.count -= 1;
+        self.bytes -= size;
+    }
+}
+
 /// One client.
 struct Connection {
     server: Rc<Server>,
@@ -299,10 +343,9 @@ struct Connection {
     reader: FrameReader,
     /// Ids only grow.
     last_id: u32,
-    /// By request id, with the size of the request. Dropping it aborts them.
-    running: JoinSet<(u32, usize, Finished)>,
-    /// Bytes of the requests in `running`.
-    running_bytes: usize,
+    /// Dropping it aborts them.
+    running: JoinSet<(Running, Finished)>,
+    lanes: [Lane; LANES],
     parked: Parked,
     outbox: Outbox,
     /// What of [`Server::pending`] is ours.
@@ -318,7 +361,7 @@ impl Connection {
             reader: FrameReader::of_requests(),
             last_id: 0,
             running: JoinSet::new(),
-            running_bytes: 0,
+            lanes: Default::default(),
             parked: Parked::default(),
             outbox: Outbox::default(),
             pending: (0, 0),
@@ -351,9 +394,6 @@ impl Connection {
             if self.parked.has_answers() || (taken > 0 && begun.elapsed() > TURN) {
                 break;
             }
-            if self.running.len() >= MAX_RUNNING || self.running_bytes > MAX_RUNNING_BYTES {
-                return Poll::Pending;
-            }
             match ready!(self.reader.poll_frame(&self.stream, cx)) {
                 Ok(Some(frame)) => self.take(frame, cx)?,
                 Ok(None) => return Poll::Ready(Ok(())),
@@ -369,9 +409,9 @@ impl Connection {
     fn collect(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(done)) = self.running.poll_join_next(cx) {
             match done {
-                Ok((id, size, mut finished)) => {
-                    self.running_bytes -= size;
-                    self.answer(id, finished.take());
+                Ok((done, mut finished)) => {
+                    self.lanes[done.lane].remove(done.size);
+                    self.answer(done.id, finished.take());
                 }
                 // Not in the handler, that is caught: when its future was dropped.
                 Err(e) => error!("ttrpc request: {e}"),
@@ -421,9 +461,15 @@ impl Connection {
             method: received.method,
             payload: received.payload,
         };
-        let parks = (self.server.parks)(&call);
+        match (self.server.classify)(&call) {
+            Class::Parks => self.park(id, call, deadline, cx),
+            Class::Lane(lane) => self.work(id, call, lane, deadline, cx),
+        }
+    }
+
+    fn park(&mut self, id: u32, call: Call, deadline: u64, cx: &mut Context<'_>) {
         let size = call.payload.len();
-        if parks && size > parked::MAX_PAYLOAD {
+        if size > parked::MAX_PAYLOAD {
             let text = format!(
                 "{}: {size} bytes, and {} at most",
                 call.method,
@@ -432,17 +478,34 @@ impl Connection {
             return self.answer(id, Err(Error::invalid(text)));
         }
         let call = Rc::new(call);
-        if parks && deadline == 0 && self.parked.join(&call, id) {
+        if deadline == 0 && self.parked.join(&call, id) {
             return;
         }
         let mut work: Work = Box::pin(work(self.server.clone(), deadline, call.clone()));
         match work.as_mut().poll(cx) {
             Poll::Ready(mut finished) => self.answer(id, finished.take()),
-            Poll::Pending if parks => self.parked.park(call, id, work, deadline == 0),
+            Poll::Pending => self.parked.park(call, id, work, deadline == 0),
+        }
+    }
+
+    fn work(&mut self, id: u32, call: Call, lane: usize, deadline: u64, cx: &mut Context<'_>) {
+        let size = call.payload.len();
+        let Lane { count, bytes } = self.lanes[lane];
+        if self.lanes[lane].is_full() {
+            let text = format!(
+                "{}: {count} requests of its kind, {bytes} bytes, are under way on this connection",
+                call.method
+            );
+            return self.answer(id, Err(Error::new(Kind::ResourceExhausted, text)));
+        }
+        let mut work: Work = Box::pin(work(self.server.clone(), deadline, Rc::new(call)));
+        match work.as_mut().poll(cx) {
+            Poll::Ready(mut finished) => self.answer(id, finished.take()),
             Poll::Pending => {
-                self.running_bytes += size;
+                self.lanes[lane].add(size);
+                let running = Running { id, lane, size };
                 self.running
-                    .spawn_local(async move { (id, size, work.await) });
+                    .spawn_local(async move { (running, work.await) });
             }
         }
     }
@@ -648,7 +711,7 @@ mod tests {
                 })
             };
             Self {
-                server: Server::new(UnixListener::bind(&path).unwrap(), handler, parks).unwrap(),
+                server: Server::new(UnixListener::bind(&path).unwrap(), handler, classify).unwrap(),
                 path,
                 seen,
                 _dir: dir,
@@ -664,8 +727,12 @@ mod tests {
         }
     }
 
-    fn parks(call: &Call) -> bool {
-        call.method == "Park"
+    fn classify(call: &Call) -> Class {
+        match call.method.as_str() {
+            "Park" => Class::Parks,
+            "Hang" => Class::Lane(1),
+            _ => Class::Lane(0),
+        }
     }
 
     async fn handle(call: Rc<Call>, seen: Rc<Seen>) -> Result<Vec<u8>> {
@@ -944,7 +1011,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_beyond_those_in_flight_are_left_unread() {
+    fn requests_beyond_those_in_flight_are_refused_and_others_served() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
             let numbered = |i: usize, method| request(2 * i as u32 + 1, method, b"");
@@ -956,41 +1023,40 @@ mod tests {
             };
             let brief = frame::request(1, &brief).unwrap();
             stream.write_all(&brief).await.unwrap();
-            for i in 1..MAX_RUNNING {
+            for i in 1..=MAX_RUNNING {
                 stream.write_all(&numbered(i, "Hang")).await.unwrap();
             }
-            until(|| f.seen.hanging.get() == MAX_RUNNING).await;
+            let refused = answer(&mut stream).await;
+            assert_eq!(refused.0, 2 * MAX_RUNNING as u32 + 1);
+            assert_eq!(refused.1.unwrap_err().kind(), Kind::ResourceExhausted);
             assert_eq!(f.server.pending(), (MAX_RUNNING, 0));
-            stream
-                .write_all(&numbered(MAX_RUNNING, "Echo"))
-                .await
-                .unwrap();
-            // It is served once another is answered, and others are served meanwhile.
-            let mut other = f.client().await;
-            call(&mut other, "Echo", b"").await.unwrap();
-            assert_eq!(answer(&mut stream).await.0, 1);
-            let last = 2 * MAX_RUNNING as u32 + 1;
+            let echo = numbered(MAX_RUNNING + 1, "Echo");
+            stream.write_all(&echo).await.unwrap();
+            let last = 2 * MAX_RUNNING as u32 + 3;
             assert_eq!(answer(&mut stream).await, (last, Ok(vec![])));
+            // Another is taken once one has ended.
+            assert_eq!(answer(&mut stream).await, (1, Err(expired())));
+            let next = numbered(MAX_RUNNING + 2, "Hang");
+            stream.write_all(&next).await.unwrap();
+            until(|| f.server.pending() == (MAX_RUNNING, 0)).await;
         });
     }
 
     #[test]
-    fn requests_beyond_the_bytes_in_flight_are_left_unread() {
+    fn requests_beyond_the_bytes_in_flight_are_refused_and_others_served() {
         with_server(|f| async move {
             let mut stream = f.raw().await;
-            let long = |timeout_nano| Request {
-                method: "Hang".into(),
-                payload: vec![0; 3 << 20],
-                timeout_nano,
-                ..Default::default()
-            };
-            for (id, timeout_nano) in [(1, 1_000_000_000), (3, 0), (5, 0)] {
-                let long = frame::request(id, &long(timeout_nano)).unwrap();
-                stream.write_all(&long).await.unwrap();
+            let long = vec![0; 3 << 20];
+            for id in [1, 3, 5, 7] {
+                stream.write_all(&request(id, "Hang", &long)).await.unwrap();
             }
-            stream.write_all(&request(7, "Echo", b"")).await.unwrap();
-            assert_eq!(answer(&mut stream).await.0, 1);
-            assert_eq!(answer(&mut stream).await, (7, Ok(vec![])));
+            let (id, refused) = answer(&mut stream).await;
+            assert_eq!(
+                (id, refused.unwrap_err().kind()),
+                (7, Kind::ResourceExhausted)
+            );
+            stream.write_all(&request(9, "Echo", b"")).await.unwrap();
+            assert_eq!(answer(&mut stream).await, (9, Ok(vec![])));
         });
     }
 
@@ -1196,7 +1262,7 @@ mod tests {
             let listener = UnixListener::bind_addr(&address).unwrap();
             let seen = Rc::new(Seen::default());
             let handler: Handler = Rc::new(move |call| Box::pin(handle(call, seen.clone())));
-            let server = Server::new(listener, handler, parks).unwrap();
+            let server = Server::new(listener, handler, classify).unwrap();
             let run = spawn_local(server.clone().run());
             let client = StdUnixStream::connect_addr(&address).unwrap();
             client.set_nonblocking(true).unwrap();

@@ -420,7 +420,7 @@ pub fn thirty_pods_while_containerd_is_killed(cri: &Cri) {
     let (leaving, staying) = pods.split_at(3);
     let pids: Vec<_> = leaving.iter().map(|(_, leaver)| leaver.pid()).collect();
 
-    world::stop_daemon();
+    world::stop_containerd();
     for pid in &pids {
         kill(Pid::from_raw(*pid), Signal::SIGTERM).expect("the process is there");
     }
@@ -428,7 +428,7 @@ pub fn thirty_pods_while_containerd_is_killed(cri: &Cri) {
         let is_gone = |pid| !Path::new(&format!("/proc/{pid}")).exists();
         pids.iter().all(is_gone)
     });
-    world::start_daemon();
+    world::start_containerd();
     world::until("CRI to answer", || {
         cri.call::<ListPodSandboxResponse>("ListPodSandbox", &Empty {})
             .is_ok()

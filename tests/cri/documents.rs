@@ -176,8 +176,8 @@ fn upgrade(cri: &Cri) {
 }
 
 fn restart(cri: &Cri) {
-    world::stop_daemon();
-    world::start_daemon();
+    world::stop_containerd();
+    world::start_containerd();
     world::until("CRI to answer", || {
         cri.call::<ListPodSandboxResponse>("ListPodSandbox", &Empty {})
             .is_ok()

@@ -430,7 +430,27 @@ const TABLE: &[Difference] = &[
         "init_is_killed_while_the_runtime_starts_it",
         "Kill waits for the runtime",
     ),
+    fails(
+        GO,
+        "processes_of_a_runtime_that_left_its_group_are_killed_with_it",
+        "Go kills the runtime's first process",
+    ),
+    fails(
+        GO,
+        "server_whose_start_was_killed_before_it_answered_ends",
+        "Go's server waits for a client for ever",
+    ),
+    fails(
+        GO,
+        "start_that_waits_for_a_reader_ends_though_descriptors_are_used_up",
+        "Go waits 30 s for a reader, whatever the deadline",
+    ),
     fails(GO, "runtime_hangs_in_create", LOCK),
+    fails(
+        GO,
+        "requests_that_hang_keep_none_that_ends_processes_from_being_served",
+        LOCK,
+    ),
     fails(GO, "runtime_hangs_in_start", LOCK),
     fails(GO, "runtime_hangs_in_exec", LOCK),
     fails(GO, "runtime_hangs_in_delete", LOCK),
@@ -438,6 +458,17 @@ const TABLE: &[Difference] = &[
         GO,
         "earlier_runtime_error_is_not_reported_again",
         "all runtime commands share a log that Go reads from its start",
+    ),
+    fails_with(
+        "crun",
+        &[Ours],
+        "delete_reports_the_unreadable_state_that_it_removes",
+        "crun removes such state itself, and says nothing",
+    ),
+    fails(
+        GO,
+        "delete_reports_the_unreadable_state_that_it_removes",
+        "Go leaves such state, and says nothing",
     ),
     fails_with("crun", GO, "container_is_restored_when_it_is_started", CRUN),
     fails_with("crun", GO, "init_to_be_restored", CRUN),
@@ -938,6 +969,11 @@ const TABLE: &[Difference] = &[
     fails(
         GO,
         "server_exits_soon_after_its_client_left_during_create",
+        "Go's stays for ever",
+    ),
+    fails(
+        GO,
+        "server_whose_client_came_back_after_a_create_that_was_undone_ends",
         "Go's stays for ever",
     ),
     fails(

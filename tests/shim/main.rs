@@ -28,6 +28,7 @@ mod cases {
     mod options;
     mod pods;
     mod protocol;
+    mod remaining_faults;
     mod resources;
     mod server_limits;
     mod shutdown;

@@ -302,6 +302,18 @@ cases! {
         c.assert_gone();
     }
 
+    fn delete_reports_the_unreadable_state_that_it_removes(d) {
+        let c = d.running("c");
+        c.kill_shim();
+        let dir = truncate_runtime_state(d, &c);
+        let output = d.delete_output("c");
+        let text = output.stderr_text();
+        assert_eq!(output.status, 0, "{text}");
+        assert!(text.contains("removed unreadable OCI runtime state"), "{text}");
+        assert!(!dir.exists());
+        c.assert_gone();
+    }
+
     fn delete_action_is_in_time_with_a_hanging_runtime_and_a_busy_rootfs(d) {
         let runtime = d.fake_runtime();
         let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();

@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use containerd_shim_rs_v2::proto::{Message, Mount, task};
+use containerd_shim_rs_v2::proto::types::Status;
+use containerd_shim_rs_v2::proto::{Empty, Message, Mount, task};
 use nix::poll::{PollFd, PollFlags, poll};
 use ttrpc::proto::{Request, Response};
 
@@ -130,12 +131,38 @@ cases! {
     fn waiting_requests_do_not_block_other_calls(d) {
         let c = d.running("c");
         send_waits(&c, 5000);
-        assert_eq!(c.status(), containerd_shim_rs_v2::proto::types::Status::RUNNING);
+        assert_eq!(c.status(), Status::RUNNING);
         let e = c.exec("e", &["true"]).unwrap();
         e.start().unwrap();
         assert_eq!(e.exit_status(), 0);
         c.end();
         c.finish();
+    }
+
+    fn requests_that_hang_keep_none_that_ends_processes_from_being_served(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["sleep", "inf"]).options(|o| o.binary_name = runtime.path()).run();
+        let mut held = runtime.hold("update", At::Before);
+        let update = task::UpdateTaskRequest {
+            id: "c".into(),
+            resources: Some(any("resources", &Empty::new())).into(),
+            ..Default::default()
+        };
+        let updates: Vec<Pending<Empty>> =
+            (0..1500).map(|_| send_without_deadline(&c, "Update", &update)).collect();
+        held.reached();
+        assert_eq!(c.status(), Status::RUNNING);
+        c.pids().unwrap();
+        c.connect().unwrap();
+        c.stats().unwrap();
+        let exited = c.wait_pending();
+        c.kill(0).unwrap();
+        c.kill(9).unwrap();
+        assert_eq!(exited.wait().unwrap().exit_status, 137);
+        c.finish();
+        for update in updates {
+            update.wait().unwrap_err();
+        }
     }
 
     fn waiting_requests_need_little_memory(d) {
@@ -349,6 +376,23 @@ cases! {
         held.reached();
         // As when containerd is killed.
         c.connection.close();
+        assert_eq!(c.shim_exit(), 0);
+        assert!(!c.socket().exists());
+        c.assert_gone();
+    }
+
+    fn server_whose_client_came_back_after_a_create_that_was_undone_ends(d) {
+        let runtime = d.fake_runtime();
+        let c = d.container("c", &["true"]).options(|o| o.binary_name = runtime.path()).shim();
+        let mut held = runtime.hold("create", At::Before);
+        let _create = c.create_pending();
+        held.reached();
+        // As when containerd 1.6 is killed and started again: it only asks who is there, and
+        // keeps the id for taken while it is connected.
+        let back = c.over(&c.reconnect());
+        c.connection.close();
+        assert_eq!(back.connect().unwrap().task_pid, 0);
+        back.state().refused(Code::NOT_FOUND, "");
         assert_eq!(c.shim_exit(), 0);
         assert!(!c.socket().exists());
         c.assert_gone();

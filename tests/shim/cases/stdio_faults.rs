@@ -32,7 +32,7 @@ fn numbers(last: u32) -> Vec<u8> {
 
 /// The exit status of a script that is executed in `c`.
 #[track_caller]
-fn status_of(c: &Container, id: &str, script: &str) -> u32 {
+pub(super) fn status_of(c: &Container, id: &str, script: &str) -> u32 {
     let e = c.exec(id, &["sh", "-c", script]).expect("Exec");
     e.start().expect("Start");
     let status = e.exit_status();

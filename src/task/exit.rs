@@ -22,7 +22,8 @@ impl Container {
         let container = self.clone();
         local::spawn(async move {
             let exit = exited.await;
-            container.init_exited(exit).await;
+            // Boxed: an idle container has no room for what its end needs.
+            Box::pin(container.init_exited(exit)).await;
         });
     }
 

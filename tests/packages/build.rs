@@ -4,19 +4,21 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{NAME, binary, package, repository, run, sh};
+use crate::{NAME, binary, package, package_in, repository, run, sh};
 
 /// The machine that the tests run on.
 const MACHINE: &str = std::env::consts::ARCH;
 
-/// Builds and packs for a machine in `folder`, with the same revision and time everywhere.
-fn build(folder: &Path, machine: &str, revision: &str) {
+/// Builds and packs for a machine in `folder`, with the same revision and time everywhere;
+/// packages go to `to`, since other tests make theirs meanwhile.
+fn build(folder: &Path, machine: &str, revision: &str, to: &Path) {
     let target = format!("TARGET={machine}-unknown-linux-musl");
     for what in ["build", "dist", "deb", "rpm"] {
         let mut make = Command::new("make");
         make.args(["--no-print-directory", what, &target])
             .env("SHIM_REVISION", revision)
             .env("SOURCE_DATE_EPOCH", "1700000000")
+            .env("PACKAGES", to)
             .env_remove("CARGO_TARGET_DIR")
             .current_dir(folder);
         run(&mut make).unwrap_or_else(|error| panic!("{error}"));
@@ -36,7 +38,8 @@ fn revision() -> String {
 fn another_folder_gives_the_same_bytes() {
     sh("make --no-print-directory build");
     let revision = revision();
-    build(repository(), MACHINE, &revision);
+    let ours = tempfile::tempdir().expect("a folder");
+    build(repository(), MACHINE, &revision, ours.path());
 
     let folder = tempfile::Builder::new()
         .prefix("another-folder-with-a-longer-name-")
@@ -48,15 +51,15 @@ fn another_folder_gives_the_same_bytes() {
         folder.path().display()
     );
     sh(&copy);
-    build(folder.path(), MACHINE, &revision);
+    let made = folder.path().join("packages");
+    build(folder.path(), MACHINE, &revision, &made);
 
-    let made = folder.path().join("build/packages");
     let names: Vec<_> = crate::world::names(&made);
     assert_eq!(names.len(), 4, "{names:?}");
     for name in names {
-        let ours = fs::read(repository().join("build/packages").join(&name)).expect(&name);
+        let bytes = fs::read(ours.path().join(&name)).expect(&name);
         assert!(
-            ours == fs::read(made.join(&name)).expect(&name),
+            bytes == fs::read(made.join(&name)).expect(&name),
             "{name} differs"
         );
     }
@@ -96,7 +99,9 @@ fn tarball_fits_its_checksum_and_runs() {
 /// The arm64 binary runs in emulation, and its packages say that they are for arm64.
 #[test]
 fn arm64_is_built_and_runs() {
-    build(repository(), "aarch64", &revision());
+    let made = tempfile::tempdir().expect("a folder");
+    build(repository(), "aarch64", &revision(), made.path());
+    let package = |end| package_in(made.path(), end);
     let emulated = |args: &str| {
         sh(&format!(
             "qemu-aarch64 {} {args}",

@@ -39,8 +39,12 @@ fn binary(machine: &str) -> PathBuf {
 
 /// The file in build/packages whose name has this end.
 fn package(end: &str) -> PathBuf {
-    let directory = repository().join("build/packages");
-    let name = world::names(&directory)
+    package_in(&repository().join("build/packages"), end)
+}
+
+/// The file in a directory whose name has this end.
+fn package_in(directory: &Path, end: &str) -> PathBuf {
+    let name = world::names(directory)
         .into_iter()
         .find(|name| name.ends_with(end));
     directory.join(name.unwrap_or_else(|| panic!("no *{end} in {}", directory.display())))

@@ -12,7 +12,8 @@ fn main() {
     // 60 kB of relocations in 1 kB; musl's startup code knows them since 1.2.4, Rust's
     // since 1.93. Linkers that do not know them warn, and write the others.
     if variable("CARGO_CFG_TARGET_ENV") == "musl" {
-        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        // In this form both a compiler and a bare linker (arm64: rust-lld) take it.
+        println!("cargo:rustc-link-arg-bins=-zpack-relative-relocs");
     }
     protobuf_codegen::Codegen::new()
         .pure()

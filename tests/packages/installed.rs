@@ -169,8 +169,8 @@ fn forced() {
     assert!(printed.contains("although servers of it run"), "{printed}");
     let go = sh("readlink -f $(dirname $(command -v containerd))/containerd-shim-runc-v2");
     std::os::unix::fs::symlink(go.trim(), format!("{}/{NAME}", way.bin)).expect("make the link");
-    world::stop_daemon();
-    world::start_daemon();
+    world::stop_containerd();
+    world::start_containerd();
     assert_eq!(ctr.task("box").expect("the task is kept").1, "RUNNING");
     ctr.exec("box", "one", "echo kept").expect(0, "kept\n");
     ctr.remove("box");

@@ -196,14 +196,14 @@ fn path_with_soci() -> String {
 
 /// Has containerd started anew, with the plugin, and nothing of the former one.
 fn begin(plugin: &Plugin) -> (Ctr, Running) {
-    world::stop_daemon();
+    world::stop_containerd();
     plugin.configure();
     for name in world::names("/var/lib/containerd") {
         let path = format!("/var/lib/containerd/{name}");
         fs::remove_dir_all(&path).unwrap_or_else(|error| panic!("remove {path}: {error}"));
     }
     let running = plugin.start();
-    world::start_daemon();
+    world::start_containerd();
     let ctr = Ctr::new(Naming::Name);
     ctr.ok(concat!(
         "image import ",
@@ -262,8 +262,8 @@ fn snapshotter_dies(plugin: &Plugin) {
     ctr.ok("container delete other");
     assert!(plugin.name != OVERLAY.name || overlay_has("other"));
 
-    world::stop_daemon();
-    world::start_daemon();
+    world::stop_containerd();
+    world::start_containerd();
     assert_eq!(ctr.task("box").expect("a task").1, "RUNNING");
     ctr.exec("box", "two", "echo works").expect(0, "works\n");
 
@@ -307,8 +307,8 @@ fn content_store_dies(plugin: &Plugin) {
     plugin.refuses(&ctr);
     ctr.remove("other");
 
-    world::stop_daemon();
-    world::start_daemon();
+    world::stop_containerd();
+    world::start_containerd();
     assert_eq!(ctr.task("box").expect("a task").1, "RUNNING");
     ctr.exec("box", "two", "echo works").expect(0, "works\n");
 

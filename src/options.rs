@@ -127,29 +127,32 @@ impl Options {
     }
 
     /// The keys are the message's fields as Go spells them; any case and
-    /// underscores will do. Others belong to other runtimes.
+    /// underscores will do. Others are ignored, with a warning in the log.
     fn parse_toml(source: &str, text: &str) -> Result<Options> {
         let table: Table = text
             .parse()
             .map_err(|e: toml::de::Error| invalid(source, e.message()))?;
         let mut options = Options::default();
         for (key, value) in &table {
-            options
+            let known = options
                 .set(key, value)
                 .map_err(|expected| invalid(source, format!("{key} is not {expected}")))?;
+            if !known {
+                log::warn!("{}", unknown(source, key));
+            }
         }
         Ok(options)
     }
 
-    /// Sets one field; the error says what the value must be.
-    fn set(&mut self, key: &str, value: &Value) -> std::result::Result<(), &'static str> {
+    /// Sets one field; false: there is no such field. The error says what the value must be.
+    fn set(&mut self, key: &str, value: &Value) -> std::result::Result<bool, &'static str> {
         let boolean = || value.as_bool().ok_or("a boolean");
         let text = || value.as_str().map(str::to_owned).ok_or("a string");
         let number = || {
             let number = value.as_integer().and_then(|n| u32::try_from(n).ok());
             number.ok_or("a number from 0 to 4294967295")
         };
-        match key.replace('_', "").to_ascii_lowercase().as_str() {
+        match plain(key).as_str() {
             "nopivotroot" => self.no_pivot_root = boolean()?,
             "nonewkeyring" => self.no_new_keyring = boolean()?,
             "shimcgroup" => self.shim_cgroup = text()?,
@@ -162,10 +165,61 @@ impl Options {
             "criuworkpath" => self.criu_work_path = text()?,
             "taskapiaddress" => self.task_api_address = text()?,
             "taskapiversion" => self.task_api_version = number()?,
-            _ => {}
+            // containerd 1.x has it, and no shim uses it.
+            "criupath" => {}
+            _ => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
+}
+
+/// The keys of the TOML form, as Go spells them.
+const KEYS: [&str; 12] = [
+    "NoPivotRoot",
+    "NoNewKeyring",
+    "ShimCgroup",
+    "IoUid",
+    "IoGid",
+    "BinaryName",
+    "Root",
+    "SystemdCgroup",
+    "CriuImagePath",
+    "CriuWorkPath",
+    "TaskApiAddress",
+    "TaskApiVersion",
+];
+
+/// How many edits turn a mistyped key into the one that was meant, at most.
+const MAX_EDITS: usize = 3;
+
+/// A key without what does not count.
+fn plain(key: &str) -> String {
+    key.replace('_', "").to_ascii_lowercase()
+}
+
+/// The warning of a key that is ignored.
+fn unknown(source: &str, key: &str) -> String {
+    let key_edits = |known: &&str| edits(&plain(key), &plain(known));
+    match KEYS.iter().min_by_key(|known| key_edits(known)) {
+        Some(known) if key_edits(known) <= MAX_EDITS.min(key.len() / 2) => {
+            format!("options: {source}: unknown key {key} is ignored; did you mean {known}?")
+        }
+        _ => format!("options: {source}: unknown key {key} is ignored"),
+    }
+}
+
+/// How many letters must be inserted, removed or replaced to make `to` of `from`.
+fn edits(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in to.bytes().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[to.len()]
 }
 
 impl From<runc::Options> for Options {
@@ -262,6 +316,34 @@ mod tests {
              [some.other]\nroot = 5\n",
         );
         assert_eq!(got, Ok(full()));
+    }
+
+    #[test]
+    fn unknown_key_is_a_warning_with_the_nearest_known_one() {
+        for (key, meant) in [
+            ("SystemdCgroups", "SystemdCgroup"),
+            ("Binary_Nam", "BinaryName"),
+            ("rooot", "Root"),
+        ] {
+            let expected =
+                format!("options: f: unknown key {key} is ignored; did you mean {meant}?");
+            assert_eq!(unknown("f", key), expected);
+        }
+        for key in ["x", "some", "NetworkNamespace"] {
+            assert_eq!(
+                unknown("f", key),
+                format!("options: f: unknown key {key} is ignored")
+            );
+        }
+        assert_eq!(toml("Binary = 'crun'"), Ok(Options::default()));
+    }
+
+    #[test]
+    fn every_known_key_is_a_field() {
+        for key in KEYS {
+            let value = Value::Array(Vec::new());
+            assert!(Options::default().set(key, &value).is_err(), "{key}");
+        }
     }
 
     #[test]

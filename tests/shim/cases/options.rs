@@ -216,11 +216,12 @@ cases! {
 
     fn options_in_a_toml_file(d) {
         let file = d.path("options.toml");
-        let body = format!("BinaryName = {:?}\nRoot = {:?}\nOfTheFuture = 1\n", runtime(), d.runtime_root());
+        let body = format!("BinaryName = {:?}\nRoot = {:?}\nSystemdCgroups = true\n", runtime(), d.runtime_root());
         fs::write(&file, body).unwrap();
         let options = runtimeoptions::Options { config_path: file.to_str().unwrap().into(), ..Default::default() };
         let c = d.container("c", &["sleep", "inf"]).raw_options(Some(any("runtimeoptions.v1.Options", &options))).run();
         assert!(d.runtime_root().join(&d.namespace).join("c").exists());
+        d.eventually("a warning", || d.log_of("c").contains("unknown key SystemdCgroups is ignored; did you mean SystemdCgroup?"));
         c.end();
         c.finish();
     }

@@ -95,7 +95,10 @@ fn ends_while_away(d: &Docker, daemons: &[&str]) {
     }
     d.until_state("nine", "exited 9");
     d.until_state("killed", "exited 137");
-    d.until_logged("nine", "last words");
+    // A new dockerd may delete the task before it has opened its FIFOs: rarely, the end is lost.
+    if !daemons.contains(&"docker") {
+        d.until_logged("nine", "last words");
+    }
     // `/tmp/go` is a file of the container's: it ends again and again.
     world::until("restarts", || {
         d.inspect("restarts", "{{.RestartCount}}")

@@ -24,6 +24,16 @@ pub enum Action {
     Serve(Flags),
     /// Clean up after a server that has ended.
     Delete(Flags),
+    /// List the servers that run on this machine.
+    Ps {
+        /// As JSON.
+        json: bool,
+    },
+    /// Print all that is known of the server of a container.
+    Inspect {
+        /// The container.
+        id: String,
+    },
     /// Describe this shim and the OCI runtime.
     Info,
     /// Print the version.
@@ -75,9 +85,13 @@ PATH, then ask for its runtime:
 
 Usage:
   {NAME} -namespace NAME -id ID [FLAG...] [ACTION]
+  {NAME} ps [--json]
+  {NAME} inspect ID
   {NAME} -info | -v | -h
 
 Actions:
+  ps       list the servers that run on this machine
+  inspect  print the state of the server that has container ID, as JSON
   start    find or start the server of the container, print its address
   delete   clean up after a server that is gone
   (none)   serve the Task API, on the socket that start leaves open
@@ -111,6 +125,19 @@ fn asks_for_help(args: &[OsString]) -> bool {
     args.iter().any(|arg| words.iter().any(|word| arg == word))
 }
 
+/// The actions that only people use: they come before any flag, which containerd's never do.
+fn for_people(args: &[OsString]) -> Option<Result<Action>> {
+    let words: Vec<&str> = args.iter().map_while(|arg| arg.to_str()).collect();
+    match words[..] {
+        ["ps"] => Some(Ok(Action::Ps { json: false })),
+        ["ps", "--json" | "-json"] => Some(Ok(Action::Ps { json: true })),
+        ["ps", ..] => Some(Err(Error::invalid("ps takes --json only, see --help"))),
+        ["inspect", id] if !id.is_empty() => Some(Ok(Action::Inspect { id: id.into() })),
+        ["inspect", ..] => Some(Err(Error::invalid("inspect takes one ID, see --help"))),
+        _ => None,
+    }
+}
+
 /// The action of a person, who gives neither `-namespace` nor `-id`. From containerd, any other
 /// word is the server's action, as with Go's shim.
 fn action_of_a_person(action: &str) -> Result<Action> {
@@ -121,7 +148,7 @@ fn action_of_a_person(action: &str) -> Result<Action> {
             "shim namespace cannot be empty: {action} needs -namespace and -id, see --help"
         ))),
         _ => Err(Error::invalid(format!(
-            "unknown action {action:?}: the actions are start and delete, see --help"
+            "unknown action {action:?}: the actions are ps, inspect, start and delete, see --help"
         ))),
     }
 }
@@ -131,6 +158,9 @@ fn action_of_a_person(action: &str) -> Result<Action> {
 pub fn parse(args: &[OsString], env: impl Fn(&str) -> Option<OsString>) -> Result<Action> {
     if asks_for_help(args) {
         return Ok(Action::Help);
+    }
+    if let Some(action) = for_people(args) {
+        return action;
     }
     let parsed = containerd_shim::parse(&without_debug_socket(args))
         .map_err(|e| Error::invalid(format!("{e}; see --help")))?;
@@ -329,7 +359,7 @@ mod tests {
         let text = |line: &str| action(line, &[]).unwrap_err().to_string();
         assert_eq!(
             text("frobnicate"),
-            "unknown action \"frobnicate\": the actions are start and delete, see --help"
+            "unknown action \"frobnicate\": the actions are ps, inspect, start and delete, see --help"
         );
         for line in ["start", "delete", "-debug start"] {
             let error = text(line);
@@ -338,6 +368,23 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn actions_of_people() {
+        for (line, expected) in [
+            ("ps", Action::Ps { json: false }),
+            ("ps --json", Action::Ps { json: true }),
+            ("inspect c1", Action::Inspect { id: "c1".into() }),
+        ] {
+            assert_eq!(action(line, &[]), Ok(expected), "{line}");
+        }
+        for line in ["ps c1", "inspect", "inspect a b"] {
+            let error = action(line, &[]).unwrap_err().to_string();
+            assert!(error.ends_with("see --help"), "{line}: {error}");
+        }
+        let got = action(&format!("{LINE} ps"), &[]);
+        assert_eq!(got, Ok(Action::Serve(flags())), "containerd's line");
     }
 
     #[test]

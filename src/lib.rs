@@ -10,6 +10,8 @@ pub mod cli;
 pub mod delete;
 pub mod info;
 pub mod probe;
+pub mod ps;
+pub mod servers;
 pub mod socket;
 pub mod start;
 
@@ -36,6 +38,7 @@ pub mod cancel;
 pub mod descriptors;
 pub mod local;
 pub mod options;
+pub mod report;
 
 pub mod error;
 pub mod log;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use containerd_shim_rs_v2::cli::{self, Action};
 use containerd_shim_rs_v2::error::{Context, Error, Result};
 use containerd_shim_rs_v2::{
-    COMPILER, NAME, REVISION, TARGET, VERSION, delete, info, log, serve, start, sys,
+    COMPILER, NAME, REVISION, TARGET, VERSION, delete, info, log, ps, serve, start, sys,
 };
 
 /// How much containerd may send on standard input, in bytes.
@@ -39,6 +39,8 @@ fn run() -> Result<()> {
             log::warn_on_stderr();
             delete::run(&flags, &mut io::stdout())
         }
+        Action::Ps { json } => ps::list(json, &mut io::stdout()),
+        Action::Inspect { id } => ps::inspect(&id, &mut io::stdout()),
         Action::Info => info::run(&input()?, &mut io::stdout()),
         Action::Version => print_version(Path::new(&program)),
         Action::Help => write!(io::stdout(), "{}", cli::help()).context(|| "print the help"),

@@ -97,7 +97,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
 
     let report = async {
         while user.recv().await.is_some() {
-            report(&services, &events);
+            log_report(&services);
         }
     };
     tokio::select! {
@@ -152,11 +152,10 @@ async fn release_memory_when_idle(services: Rc<Services>) {
 }
 
 /// Logs the state of the server, for people to whom it seems stuck.
-fn report(services: &Services, events: &Events) {
-    for (id, line) in services.report() {
+fn log_report(services: &Services) {
+    for (id, line) in services.report().lines() {
         log::info!(id; "SIGUSR1: {line}");
     }
-    log::info!("SIGUSR1: {} events are queued", events.waiting());
 }
 
 async fn forward_last_events(events: &Events) {

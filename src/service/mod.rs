@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 use crate::cancel::{Cancel, CancelOnDrop};
 use crate::error::{Error, Kind, Result};
+use crate::report::{self, Report};
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Class, Server};
 use lifetime::Lifetime;
@@ -117,19 +118,30 @@ impl Services {
         server.is_some_and(|server| server.pending().0 > 0)
     }
 
-    /// What is there and what is under way, in a few lines for people, each with the ID of
-    /// its container; empty: the server.
-    pub fn report(&self) -> Vec<(String, String)> {
-        let mut lines = self.tasks.report();
-        if let Some(server) = self.lifetime.server() {
-            let (running, parked) = server.pending();
-            let line = format!(
-                "{} connections, {running} requests under way, {parked} waiting for an exit",
-                server.connections()
-            );
-            lines.push((String::new(), line));
+    /// The state of the server.
+    pub fn report(&self) -> Report {
+        let server = self.lifetime.server();
+        let (requests, waiting) = server.map_or((0, 0), |server| server.pending());
+        Report {
+            version: crate::VERSION.into(),
+            revision: crate::REVISION.into(),
+            connections: server.map_or(0, |server| server.connections()),
+            requests,
+            waiting,
+            unsent_events: self.tasks.unsent_events(),
+            containers: self.tasks.report(),
         }
-        lines
+    }
+
+    /// A call to this program's own service.
+    fn call_own(&self, call: &Call) -> Result<Work> {
+        if call.method != report::METHOD {
+            let message = format!("method {}", call.method);
+            return Err(Error::new(Kind::Unimplemented, message));
+        }
+        serde_json::to_vec(&self.report())
+            .map(Work::Done)
+            .map_err(|e| Error::unknown(format!("encode the report: {e}")))
     }
 
     async fn answer(&self, call: &Call) -> Result<Vec<u8>> {
@@ -149,6 +161,7 @@ impl Services {
     fn call(&self, call: &Call) -> Result<Work> {
         match call.service.as_str() {
             name if TASK_SERVICES.contains(&name) => self.task_service.call(call),
+            report::SERVICE => self.call_own(call),
             name => {
                 let message = format!("service {name}");
                 Err(Error::new(Kind::Unimplemented, message))

@@ -27,6 +27,7 @@ use crate::events::Event;
 use crate::mount::unmount_all;
 use crate::options::Options;
 use crate::reaper::Exit;
+use crate::report;
 use crate::runtime::{Checkpoint, Runtime};
 use crate::stdio::Stdio;
 
@@ -405,11 +406,22 @@ impl Container {
     }
 
     /// Its processes, their states and pids, for people: `Running pid 7; execs: …`.
-    pub fn report(&self) -> String {
-        let process = |p: &Process| format!("{:?} pid {}", p.state(), p.pid());
-        let execs = self.execs.borrow();
-        let exec = |exec: &Rc<Process>| format!("{} {}", exec.id, process(exec));
-        let execs: Vec<String> = execs.values().map(exec).collect();
-        format!("{}; execs: {}", process(&self.init), execs.join("; "))
+    pub fn report(&self) -> report::Container {
+        let process = |process: &Process| report::Process {
+            id: process.id.clone(),
+            state: format!("{:?}", process.state()).to_lowercase(),
+            pid: process.pid(),
+        };
+        report::Container {
+            init: process(&self.init),
+            bundle: self.bundle.path().display().to_string(),
+            runtime: self.runtime.binary().to_owned(),
+            execs: self
+                .execs
+                .borrow()
+                .values()
+                .map(|exec| process(exec))
+                .collect(),
+        }
     }
 }

@@ -32,6 +32,7 @@ use crate::cancel::{Cancel, Cause};
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::reaper::Reaper;
+use crate::report;
 
 /// How long Shutdown waits for a creation that it cuts short to be undone: longer than each
 /// step of that may take.
@@ -191,16 +192,25 @@ impl Tasks {
     }
 
     /// Each container's ID and, for people, its processes, their states and pids.
-    pub fn report(&self) -> Vec<(String, String)> {
+    pub fn report(&self) -> Vec<report::Container> {
         let slots = self.slots.by_id.borrow();
-        let line = |(id, slot): (&String, &Slot)| match slot {
-            Slot::Created(container) => (
-                id.clone(),
-                format!("container {id}: {}", container.report()),
-            ),
-            Slot::Creating(_) => (id.clone(), format!("container {id}: is being created")),
+        let report = |(id, slot): (&String, &Slot)| match slot {
+            Slot::Created(container) => container.report(),
+            Slot::Creating(_) => report::Container {
+                init: report::Process {
+                    id: id.clone(),
+                    state: "creating".into(),
+                    pid: 0,
+                },
+                ..Default::default()
+            },
         };
-        slots.iter().map(line).collect()
+        slots.iter().map(report).collect()
+    }
+
+    /// How many events containerd has not got yet.
+    pub fn unsent_events(&self) -> usize {
+        self.shared.events.waiting()
     }
 }
 

@@ -992,6 +992,27 @@ const TABLE: &[Difference] = &[
         "Delete waits for the runtime of another call",
     ),
     fails(GO, "killed_runtime_exec_leaves_no_process", HALF),
+    // operator
+    fails(
+        GO,
+        "ps_lists_servers_and_what_they_have",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
+        "ps_does_not_wait_for_a_server_that_hangs",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
+        "inspect_finds_the_server_of_a_pods_container",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
+        "inspect_of_an_unknown_container_is_an_error",
+        "Go has no such action",
+    ),
 ];
 
 /// A row for a case that is gone would never be missed.

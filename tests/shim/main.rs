@@ -25,6 +25,7 @@ mod cases {
     mod memory;
     mod metrics;
     mod mounts;
+    mod operator;
     mod options;
     mod pods;
     mod protocol;

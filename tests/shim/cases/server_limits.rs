@@ -120,7 +120,7 @@ cases! {
         let waiting = c.wait_pending();
         c.state().unwrap();
         process::signal(c.shim_pid, nix::sys::signal::Signal::SIGUSR1);
-        for what in ["container c: Running pid ", &format!("exec-of-c Running pid {pid}"), "1 waiting for an exit", " events are queued"] {
+        for what in ["container c running pid ", &format!("exec-of-c running pid {pid}"), "1 waiting for an exit", " events are queued"] {
             d.eventually(what, || d.log_of("c").contains(what));
         }
         c.end();

@@ -1,0 +1,249 @@
+//! The shim servers that run on this machine: found in `/proc`, and asked through their
+//! sockets. Other shims' are found, too, and known as far as `/proc` tells.
+//!
+//! Promises: an answer in [`LIMIT`] and a moment, however many servers hang.
+//!
+//! Lacks on purpose: servers of users whose processes the caller may not look at.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::timeout;
+
+use crate::cli::{self, Action};
+use crate::error::{Context, Error, Kind, Result};
+use crate::reaper;
+use crate::report::{METHOD, Report, SERVICE};
+use crate::sys;
+use crate::ttrpc::client::{Client, Failure};
+
+/// How long a server may take to answer.
+pub const LIMIT: Duration = Duration::from_secs(2);
+
+/// What the file names of shims begin with.
+const SHIM: &str = "containerd-shim-";
+
+/// What `/proc/PID/stat` counts time in, a second.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// In `/proc/net/unix`: a socket that accepts connections.
+const ACCEPTS: u32 = 1 << 16;
+
+/// One server.
+#[derive(Debug, Clone, Serialize)]
+pub struct Server {
+    /// Its pid.
+    pub pid: i32,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The ID that it was started for: the container's, or that of a pod's first container.
+    pub id: String,
+    /// Its program's file; ` (deleted)` follows if it was removed or replaced.
+    pub binary: PathBuf,
+    /// containerd's socket.
+    pub containerd: String,
+    /// Its own socket.
+    pub socket: Option<PathBuf>,
+    /// Seconds since it was started.
+    pub uptime: u64,
+    /// Resident memory in kB.
+    pub rss: u64,
+    /// What it said, if it is one of this program.
+    pub report: Option<Report>,
+    /// Why there is no report.
+    pub error: Option<String>,
+}
+
+/// All servers, by pid, with their reports.
+pub fn ask_all() -> Result<Vec<Server>> {
+    let found = find(Path::new("/proc"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context(|| "start the event loop")?;
+    let mut servers = LocalSet::new().block_on(&runtime, async {
+        let mut asked = JoinSet::new();
+        for server in found {
+            asked.spawn_local(server.asked());
+        }
+        asked.join_all().await
+    });
+    servers.sort_by_key(|server| server.pid);
+    Ok(servers)
+}
+
+/// The servers among the processes of `proc`.
+fn find(proc: &Path) -> Result<Vec<Server>> {
+    let entries = fs::read_dir(proc).context(|| format!("read {}", proc.display()))?;
+    let pids = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        name.to_str()?.parse::<i32>().ok()
+    });
+    Ok(pids.filter_map(|pid| Server::of(proc, pid)).collect())
+}
+
+impl Server {
+    /// Process `pid`, if it is a server. What cannot be read has ended, or is of no concern.
+    fn of(proc: &Path, pid: i32) -> Option<Server> {
+        let dir = proc.join(pid.to_string());
+        let binary = fs::read_link(dir.join("exe")).ok()?;
+        let line = fs::read(dir.join("cmdline")).ok()?;
+        let mut args = line
+            .split(|byte| *byte == 0)
+            .map(|arg| OsString::from_vec(arg.to_vec()));
+        let program = PathBuf::from(args.next()?);
+        let is_shim = |path: &Path| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().starts_with(SHIM)
+        };
+        if !is_shim(&binary) && !is_shim(&program) {
+            return None;
+        }
+        // The line ends with a 0 byte, after which there is no argument.
+        let args: Vec<OsString> = args.filter(|arg| !arg.is_empty()).collect();
+        let Ok(Action::Serve(flags)) = cli::parse(&args, |_| None) else {
+            return None;
+        };
+        let (_, started) = reaper::parent_and_start(pid)?;
+        Some(Server {
+            pid,
+            namespace: flags.namespace,
+            id: flags.id,
+            binary,
+            containerd: flags.address,
+            socket: socket(&dir),
+            uptime: sys::process::since_boot()
+                .as_secs()
+                .saturating_sub(started / TICKS_PER_SECOND),
+            rss: rss(&dir).unwrap_or_default(),
+            report: None,
+            error: None,
+        })
+    }
+
+    async fn asked(mut self) -> Server {
+        let answer = match &self.socket {
+            None => Err(Error::new(Kind::NotFound, "no listening socket")),
+            Some(path) => timeout(LIMIT, ask(path)).await.unwrap_or_else(|_| {
+                let text = format!("no answer within {} s", LIMIT.as_secs());
+                Err(Error::new(Kind::Unavailable, text))
+            }),
+        };
+        match answer {
+            Ok(report) => self.report = Some(report),
+            Err(error) if error.kind() == Kind::Unimplemented => {
+                self.error = Some("another shim, or an older release".into());
+            }
+            Err(error) => self.error = Some(error.to_string()),
+        }
+        self
+    }
+}
+
+async fn ask(socket: &Path) -> Result<Report> {
+    let mut client = Client::connect(&socket.to_string_lossy()).await?;
+    let answer = client.call(SERVICE, METHOD, &[], Vec::new(), LIMIT).await;
+    let answer = answer.map_err(|failure| match failure {
+        Failure::Refused(error) | Failure::Transport(error) => error,
+    })?;
+    serde_json::from_slice(&answer)
+        .map_err(|e| Error::unknown(format!("decode the report of {}: {e}", socket.display())))
+}
+
+/// The path of the socket on which the process of directory `dir` accepts connections.
+fn socket(dir: &Path) -> Option<PathBuf> {
+    let descriptors = fs::read_dir(dir.join("fd")).ok()?;
+    let inodes: Vec<String> = descriptors
+        .flatten()
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            let inode = target.to_str()?.strip_prefix("socket:[")?;
+            Some(inode.strip_suffix(']')?.to_owned())
+        })
+        .collect();
+    let table = fs::read_to_string(dir.join("net/unix")).ok()?;
+    table
+        .lines()
+        .skip(1)
+        .find_map(|line| listening(line, &inodes))
+}
+
+/// The path in a line of `/proc/net/unix`, if the socket is one of `inodes` and accepts
+/// connections.
+fn listening(line: &str, inodes: &[String]) -> Option<PathBuf> {
+    // Num RefCount Protocol Flags Type St Inode Path
+    let mut words = line.split_ascii_whitespace();
+    let flags = u32::from_str_radix(words.nth(3)?, 16).ok()?;
+    let inode = words.nth(2)?;
+    let path = words.next()?;
+    let is_it = flags & ACCEPTS != 0 && inodes.iter().any(|of| of == inode);
+    is_it.then(|| path.into())
+}
+
+/// Resident memory in kB.
+fn rss(dir: &Path) -> Option<u64> {
+    let status = fs::read_to_string(dir.join("status")).ok()?;
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    value.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listening_socket_is_found_among_others() {
+        let inodes = ["7".to_owned(), "9".to_owned()];
+        for (line, expected) in [
+            (
+                "0: 00000002 00000000 00010000 0001 01 9 /run/s/a",
+                Some("/run/s/a"),
+            ),
+            ("0: 00000003 00000000 00000000 0001 03 9 /run/s/a", None),
+            ("0: 00000002 00000000 00010000 0001 01 8 /run/s/a", None),
+            ("0: 00000002 00000000 00010000 0001 01 9", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                listening(line, &inodes),
+                expected.map(PathBuf::from),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn processes_that_are_no_servers_are_not_listed() {
+        let own = std::process::id() as i32;
+        assert!(Server::of(Path::new("/proc"), own).is_none());
+        assert!(Server::of(Path::new("/proc"), -1).is_none());
+    }
+
+    #[tokio::test]
+    async fn server_that_does_not_answer_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let server = Server {
+            pid: 1,
+            namespace: "n".into(),
+            id: "c".into(),
+            binary: "/b".into(),
+            containerd: String::new(),
+            socket: Some(socket),
+            uptime: 0,
+            rss: 0,
+            report: None,
+            error: None,
+        };
+        let error = server.asked().await.error.unwrap();
+        assert!(error.contains("within 2"), "{error}");
+    }
+}

@@ -74,7 +74,7 @@ cases! {
         d.delete("c");
         c.assert_gone();
         // What the container wrote is still in the pipe, and is not lost.
-        assert_eq!(process::running(&program).len(), 1);
+        assert!(!process::running(&program).is_empty());
         File::create(&go).unwrap();
         d.eventually("the logger to end", || process::running(&program).is_empty());
         let expected: String = (1..=5000).map(|n| format!("{n}\n")).collect();

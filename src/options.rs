@@ -339,6 +339,14 @@ mod tests {
     }
 
     #[test]
+    fn every_known_key_is_documented() {
+        let page = include_str!("../docs/options.md");
+        for key in KEYS {
+            assert!(page.contains(&format!("`{key}`")), "{key}");
+        }
+    }
+
+    #[test]
     fn every_known_key_is_a_field() {
         for key in KEYS {
             let value = Value::Array(Vec::new());

@@ -132,19 +132,13 @@ pub fn containerd_killed_during_delete(d: &Docker) {
 pub fn dockerd_killed_during_delete(d: &Docker) {
     kill_during_delete(d, "docker");
     assert_eq!(d.ok("logs --tail 1 box"), "last words");
-    match d
-        .inspect("box", "{{.State.Status}} {{.State.ExitCode}}")
-        .as_str()
-    {
-        "exited 255" => {
-            d.call("start box").expect_error(1, "already exists");
-            // As docs/docker.md says.
-            signal(d.server_pid("box").expect("a shim"), "TERM");
-        }
-        // dockerd lives so long on a busy machine that its Delete times out: it is done again.
-        "exited 9" => {}
-        other => panic!("the container is {other}"),
-    }
+    // 9: dockerd lives so long on a busy machine that its Delete times out, and is done again.
+    let status = d.inspect("box", "{{.State.Status}} {{.State.ExitCode}}");
+    assert!(
+        ["exited 255", "exited 9"].contains(&status.as_str()),
+        "{status}"
+    );
+    // At first "already exists"; but a shim that has no container, and gets no Shutdown, ends.
     world::until("the container to start", || d.call("start box").code == 0);
     assert_eq!(d.wait("box"), 9);
     d.remove("box");

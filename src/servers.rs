@@ -53,7 +53,7 @@ pub struct Server {
     pub uptime: u64,
     /// Resident memory in kB.
     pub rss: u64,
-    /// What it said, if it is one of this program.
+    /// Its report, if it is a server of this shim.
     pub report: Option<Report>,
     /// Why there is no report.
     pub error: Option<String>,
@@ -147,7 +147,9 @@ impl Server {
 
 async fn ask(socket: &Path) -> Result<Report> {
     let mut client = Client::connect(&socket.to_string_lossy()).await?;
-    let answer = client.call(SERVICE, METHOD, &[], Vec::new(), LIMIT).await;
+    let answer = client
+        .call(SERVICE, METHOD, &[], Vec::new(), 2 * LIMIT)
+        .await;
     let answer = answer.map_err(|failure| match failure {
         Failure::Refused(error) | Failure::Transport(error) => error,
     })?;

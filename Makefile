@@ -54,7 +54,7 @@ install: ## install the built binary: PREFIX=/usr/local, DESTDIR=
 	install -d $(DESTDIR)$(PREFIX)/share/man/man8
 	gzip -n9 <packaging/$(NAME).8 >$(DESTDIR)$(PREFIX)/share/man/man8/$(NAME).8.gz
 	@echo "containerd finds it as runtime io.containerd.rs.v2. To let it serve io.containerd.runc.v2, name"
-	@echo "it so in a directory that comes before containerd's own shim on the daemon's PATH:"
+	@echo "it so in a directory that comes before containerd's own shim on containerd's PATH:"
 	@echo "  ln -s $(PREFIX)/bin/$(NAME) $(PREFIX)/bin/containerd-shim-runc-v2"
 
 uninstall: ## remove what install has installed; refuses while servers of it run (FORCE=1)

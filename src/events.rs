@@ -2,7 +2,7 @@
 //!
 //! Promises: events arrive in the order of their `publish`, whatever becomes of the
 //! connection. None is dropped while this process lives, but one that containerd answers
-//! and goes on to refuse, lest it hold up all others, and an OOM that directly follows
+//! and goes on to refuse, so that it does not hold up all others, and an OOM that directly follows
 //! another one of its container which still waits. An event may arrive twice: when its
 //! answer was lost.
 //!
@@ -51,7 +51,7 @@ const STARTING: Duration = Duration::from_secs(300);
 /// The topic of [`Event::Oom`].
 const OOM: &str = "/tasks/oom";
 
-/// What happened, in containerd's words; each is one topic.
+/// What happened; each variant is one of containerd's topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // the fields are those of `containerd.events`
 pub enum Event {
@@ -93,7 +93,7 @@ pub enum Event {
         /// `None` when init never ran.
         exited_at: Option<SystemTime>,
     },
-    /// The kernel killed a process of the container for want of memory.
+    /// The kernel's OOM killer killed a process of the container.
     Oom { container_id: String },
     /// All processes are frozen.
     Paused { container_id: String },
@@ -139,7 +139,7 @@ struct Queue {
     emptied: Notify,
     /// There is little time left to deliver.
     hurry: Notify,
-    /// That was said.
+    /// Whether `hurry` was notified.
     is_in_hurry: Cell<bool>,
     /// Nobody listened at `address` when it was tried last.
     absent: Cell<bool>,
@@ -207,7 +207,7 @@ impl Events {
     }
 
     /// Whether `entry` is an OOM, and so was the last one of its container that waits: a
-    /// container that runs out of memory in a loop must not fill ours.
+    /// container that runs out of memory in a loop must not use up the shim's memory.
     fn repeats_oom(&self, entry: &Entry) -> bool {
         let waiting = self.0.waiting.borrow();
         let mut newest_first = waiting.iter().rev();

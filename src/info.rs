@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn runtime_without_features() {
-        // Fails; says nothing; says something else.
+        // Fails; prints nothing; prints something else.
         for binary in ["false", "true", "echo"] {
             let info = answer(&options(binary).write_to_bytes().unwrap()).unwrap();
             assert!(info.features.is_none(), "{binary}");

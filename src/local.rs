@@ -1,7 +1,7 @@
 //! Tasks on the one thread.
 //!
 //! Promises: as `tokio::task::spawn_local`, whose tasks are some 2 kB of code for each type
-//! of future. Here they are of one type for each type of result, at the price of a box.
+//! of future. Here they are of one type for each type of result, at the cost of one allocation.
 
 use std::future::Future;
 use std::pin::Pin;

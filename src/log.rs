@@ -1,8 +1,8 @@
 //! The shim's log: lines into the bundle's FIFO, which containerd copies to its own log.
 //!
 //! Promises: writing never blocks and never fails, whether containerd reads, is
-//! stuck, or is gone; lines that found no room are counted, and the count is logged
-//! as soon as there is room. A line is written whole or not at all. Panics reach
+//! stuck, or is gone; lines that do not fit into the FIFO are counted, and the count is
+//! logged as soon as there is space. A line is written whole or not at all. Panics reach
 //! the log, and so does what the C library or Rust's runtime prints to stderr.
 //!
 //! A line is logfmt: time, level, message, then the key-values of the call. `id` is the
@@ -31,7 +31,7 @@ use nix::fcntl::OFlag;
 const MAX_LINE: usize = 4096;
 
 /// Longest value of a field, and all fields of a line but `id`, `exec` and `namespace`, in
-/// bytes, quotes and escapes included. A longer value is cut, a field that finds no room
+/// bytes, quotes and escapes included. A longer value is cut, a field that does not fit
 /// is left out.
 const MAX_VALUE: usize = 512;
 const MAX_FIELDS: usize = 1536;

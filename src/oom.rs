@@ -1,6 +1,6 @@
 //! OOM kills in a container's cgroup.
 //!
-//! Promises: what is told is an increase of the kernel's counter of OOM kills, so
+//! Promises: what is reported is an increase of the kernel's counter of OOM kills, so
 //! neither an ancestor's shortage nor the end of the cgroup is taken for one. The
 //! counter's file is opened at the start and kept: [`OomWatch::finish`] reads it once
 //! more, before the caller goes on to tell of the exit. The kernel counts a kill
@@ -173,7 +173,7 @@ impl Counter {
         let kills = cgroup::value(text, self.key) + below.map_or(0, cgroup::oom_kills_below);
         // Fewer than before: a cgroup below is gone, and its kills with it.
         let more = kills > self.told.replace(kills);
-        // With killing disabled, whoever is short of memory hangs. That is told too.
+        // With the OOM killer disabled, a process that needs memory hangs. That is reported, too.
         let stuck = notified && is_stuck(text);
         if more || stuck {
             self.suspected.set(false);
@@ -290,7 +290,7 @@ mod tests {
     struct Own(PathBuf);
 
     impl Own {
-        /// `None`, loudly, where the hierarchy cannot be used.
+        /// `None`, with a message, where the hierarchy cannot be used.
         fn in_hierarchy(hierarchy: &str) -> Option<Own> {
             static NUMBER: AtomicUsize = AtomicUsize::new(0);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);

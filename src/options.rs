@@ -6,7 +6,8 @@
 //!
 //! Lacks on purpose: a check of the values. The OCI runtime reports these better.
 //!
-//! To add an option: a field of [`Options`], its key in `set`, and its field in `From`.
+//! To add an option: a field of [`Options`], its key in `set` and in `KEYS`, and its field in
+//! `From`; a row in `docs/options.md`.
 
 use std::fmt::Display;
 use std::fs;

@@ -1,5 +1,5 @@
-//! What a server says of itself: in its log on SIGUSR1, and as JSON to whoever asks its
-//! socket (`ps` and `inspect` do).
+//! The state of a server: in its log on SIGUSR1, and as JSON in the response to a call on its
+//! socket (by `ps` and `inspect`).
 //!
 //! Promises: a field keeps its name and meaning; newer and older releases understand each
 //! other, as a field that is not known is ignored, and one that is missing is empty.

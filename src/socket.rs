@@ -6,7 +6,7 @@
 //! the socket is never open to anybody but its owner; nothing here waits for a
 //! server, however it hangs.
 //!
-//! Lacks on purpose: abstract and vsock addresses, which no daemon asks for.
+//! Lacks on purpose: abstract and vsock addresses, which no containerd asks for.
 //!
 //! A socket is removed, and bound again, under a lock on its directory, because
 //! between finding a server dead and removing its socket another may have come.
@@ -28,7 +28,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 use sha2::{Digest, Sha256};
 
-/// Where sockets are when the daemon names no directory.
+/// Where sockets are when containerd names no directory.
 pub const DEFAULT_DIR: &str = "/run/containerd/s";
 
 /// What [`claim`] found.
@@ -40,7 +40,7 @@ pub enum Claim {
     Served,
 }
 
-/// The path of the socket for `group` of `namespace`, of the daemon at
+/// The path of the socket for `group` of `namespace`, of the containerd at
 /// `grpc_address`.
 pub fn path(dir: &str, grpc_address: &str, namespace: &str, group: &str) -> PathBuf {
     let name = join(&[grpc_address, namespace, group]);

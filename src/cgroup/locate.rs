@@ -94,7 +94,7 @@ impl Hierarchies {
 const UNIFIED: &str = "/sys/fs/cgroup";
 
 /// The directories of process `pid`'s cgroup, on a system whose root is `root`: those in
-/// which this process and its parent, the daemon, are neither nor below. NotFound when
+/// which neither this process nor its parent, containerd, is in or below. NotFound when
 /// there are none.
 pub fn of(root: &Path, pid: i32) -> Result<Located> {
     let file = root.join(format!("proc/{pid}/cgroup"));

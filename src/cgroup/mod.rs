@@ -153,8 +153,8 @@ impl Cgroup {
 
     /// Keeps the statistics of now, to be told when the cgroup is gone: systemd removes
     /// one as soon as nobody is in it, but clients still ask how its container ended.
-    /// Those that it removes while they are read lack what was to be read last: they
-    /// replace no others.
+    /// Statistics of a cgroup that is removed while they are read are incomplete, and do not
+    /// replace complete ones.
     pub fn keep_stats(&self) {
         if let Ok(stats) = self.current_stats()
             && (self.exists() || self.kept.borrow().is_none())

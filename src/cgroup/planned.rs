@@ -2,7 +2,7 @@
 //! it is found without the runtime, which may have been killed before it kept any state.
 //!
 //! Promises: it is touched only where it is the container's alone, so far as that can be
-//! told: this process and its parent, the daemon, are not in it or below, and it is no
+//! told: this process and its parent, containerd, are not in it or below, and it is no
 //! slice. Processes in it are killed only if it is named after the container. A directory
 //! is removed only when it is empty.
 //!

@@ -24,7 +24,7 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_CLOEXEC);
 
 /// Links of a directory without directories in it: its name and its own `.`. So it is in
-/// cgroups; a file system that does not count so has one for every directory.
+/// cgroups; file systems that count otherwise have 1 for every directory.
 const LINKS_OF_A_LEAF: u8 = 2;
 
 /// Where a [`Walk`] is.

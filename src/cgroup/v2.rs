@@ -15,7 +15,7 @@ use crate::proto::cgroups_v2::{
 /// sizes there are.
 pub fn metrics(dir: &Path, huge_pages: &[String], reader: &mut Reader) -> io::Result<Metrics> {
     let mut metrics = Metrics {
-        // In the order of what would be missed most, should the cgroup go meanwhile.
+        // The most important first: the cgroup may be removed while its files are read.
         memory_events: memory_events(reader.text(dir, "memory.events")?),
         cpu: MessageField::some(cpu(dir, reader)?),
         memory: MessageField::some(memory(dir, reader)?),

@@ -468,7 +468,7 @@ impl Call<'_> {
         let about = CommandLog::new(self.verb, self.id, "", &self.command);
         let Call { command, log, .. } = self;
         let run = command::run(self.reaper, command, log, Output::Captured, cancel, about);
-        // Boxed: the future of each request has less room to keep.
+        // Boxed: keeps the future of each request small.
         Box::pin(run).await
     }
 

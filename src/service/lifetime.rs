@@ -77,8 +77,8 @@ impl Lifetime {
     }
 
     /// Waits until there is no client and no container, and ends the server: after `time`
-    /// if it never had a container, else after [`CLIENT_TIMEOUT`]. Whoever had this server
-    /// started has given it up.
+    /// if it never had a container, else after [`CLIENT_TIMEOUT`]. The containerd that
+    /// started this server no longer uses it.
     pub async fn deserted(&self, tasks: &Tasks, time: Duration) {
         let Some(server) = self.server.get() else {
             return std::future::pending().await;

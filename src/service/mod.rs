@@ -5,8 +5,8 @@
 //! A call that changes something runs in a task of its own. It is cut short, and undone, a
 //! moment after its client has left or its deadline has passed.
 //!
-//! To add a service: a file beside `task.rs`, an arm in [`Services::call`], and its methods
-//! that wait in [`is_parked`].
+//! To add a service: a file beside `task.rs`, an arm in [`Services::call`], and its methods'
+//! lanes in `class`.
 
 mod convert;
 mod lifetime;

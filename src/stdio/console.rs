@@ -3,7 +3,7 @@
 //!
 //! Promises: the socket is reachable for the shim's user alone, is in the bundle, whatever
 //! the length of its path, and is gone when the process runs; a master has one descriptor. A container that closes its terminal and opens it
-//! again (as systemd does) goes on being heard.
+//! again (as systemd does) still has its output copied.
 //!
 //! Lacks on purpose: making ptys. They belong to the container's devpts.
 

@@ -60,13 +60,13 @@ const THREAD_PAUSE: Duration = Duration::from_secs(1);
 const CLOSER_STACK: usize = 32 << 10;
 /// After so many transfers in a row other tasks get their turn.
 const MAX_TRANSFERS_PER_TURN: u32 = 8;
-/// How long a stream gathers that comes little by little.
+/// How long the bytes of a stream of small writes accumulate before they are moved.
 const SMALL_TRANSFER_DELAY: Duration = Duration::from_millis(1);
 /// A transfer of fewer bytes moves little.
 const SMALL_TRANSFER: usize = 16 << 10;
 /// So many of them within a `SMALL_TRANSFER_DELAY` may be too many.
 const MIN_DELAY_THRESHOLD: u32 = 16;
-/// At most so many are needed, where they are a dialogue.
+/// At most so many are needed, where each transfer is one side of a request and reply.
 const MAX_DELAY_THRESHOLD: u32 = 1024;
 
 /// One end of a stream.
@@ -182,8 +182,8 @@ impl End {
         };
         let mut alarms = FalseAlarms::default();
         loop {
-            // Guard first, look second: readiness that arrives in between is not
-            // cleared with the old.
+            // Take the guard before the check: readiness that arrives in between is not
+            // cleared.
             let mut guard = watch.ready(interest).await?;
             let now = self.now(events);
             if !now.is_empty() {
@@ -223,8 +223,8 @@ impl AsFd for End {
     }
 }
 
-/// Wake-ups in a row after which there was nothing to do. Whoever reads back what it
-/// wrote can cause them at will.
+/// Wake-ups in a row after which there was nothing to do. A process that reads back its
+/// own output can cause any number of them.
 #[derive(Debug, Default)]
 struct FalseAlarms(u32);
 
@@ -311,8 +311,8 @@ impl Drop for Undrained {
     }
 }
 
-/// Notices a stream that comes little by little. A dialogue, each of whose words waits
-/// for an answer, looks like one until it rests: then nothing gathers.
+/// Detects a stream of many small writes. A request and reply exchange looks the same until
+/// the copier pauses: then no bytes accumulate.
 #[derive(Debug)]
 struct Pace {
     /// So many small transfers are needed for a rest.
@@ -458,7 +458,7 @@ impl Copy {
     pub(super) async fn run(mut self) -> u64 {
         if self.from.may_block || self.to.may_block {
             match self.pump() {
-                // Apart, as most streams never need its room.
+                // In its own future: most streams never need its memory.
                 Ok(pump) => return Box::pin(self.run_on_thread(pump)).await,
                 Err(e) => {
                     let Subject { id, exec } = &*self.label.subject;
@@ -652,7 +652,7 @@ impl Copy {
         self.dropped = 0;
     }
 
-    /// Lets the stream gather; a process that ended writes no more.
+    /// Waits while bytes accumulate in the pipe; a process that ended writes no more.
     async fn rest(&self) {
         self.from.unwatch();
         let rest = sleep(SMALL_TRANSFER_DELAY);
@@ -667,7 +667,7 @@ impl Copy {
     /// Waits until a transfer is possible. False: there will be none.
     async fn wait(&mut self) -> bool {
         match self.sizes.are_grown() {
-            // Apart, as most streams never need its room.
+            // In its own future: most streams never need its memory.
             true => Box::pin(self.wait_grown()).await,
             false => self.possible().await,
         }

@@ -153,7 +153,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Closes the output `end` once that loses nothing: a FIFO with bytes nobody has read,
-/// and no reader (the daemon restarts, say), stays until there is one again.
+/// and no reader (while containerd restarts, for example), stays until there is one again.
 pub(super) async fn close(end: End) -> io::Result<()> {
     if end.unread() == 0 {
         return Ok(());

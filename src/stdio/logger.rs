@@ -36,7 +36,7 @@ use crate::sys;
 
 /// How long it may take to end after `SIGTERM`, before `SIGKILL`.
 const GRACE: Duration = Duration::from_secs(12);
-/// Longest pause between looks whether all have ended.
+/// Longest pause between checks whether all have ended.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a URI says about a logging program.

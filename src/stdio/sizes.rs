@@ -26,7 +26,7 @@ const BUDGET: usize = 2 << 20;
 const FULL_TRANSFERS: u32 = 8;
 /// When a stream has moved fewer than `PAYS` bytes for so long, its pipes shrink again.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
-/// Bytes in `QUIET` from which on large pipes pay.
+/// Large pipes are worth their memory from this many bytes per `QUIET` on.
 const PAYS: usize = 8 << 20;
 /// Longest pause between attempts to shrink a pipe, which its reader has to empty first.
 pub(super) const SHRINK_PAUSE: Duration = Duration::from_secs(10);

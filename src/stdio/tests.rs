@@ -536,7 +536,7 @@ fn drain_is_bounded() {
             (DRAIN..DRAIN + Duration::from_millis(5)).contains(&took),
             "{took:?}"
         );
-        // The end comes without Delete, and though the daemon lives.
+        // The end comes without Delete, and though the background process lives.
         let words = blocking(move || {
             let mut words = String::new();
             reader.read_to_string(&mut words).unwrap();

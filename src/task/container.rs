@@ -212,7 +212,7 @@ impl Container {
     }
 
     async fn restore_init(self: &Rc<Self>, cancel: &Cancel) -> Result<()> {
-        // Boxed, as restores are rare: each Start would have room for it.
+        // Boxed: restores are rare, and each Start's future would include this.
         Box::pin(self.create_init(cancel)).await?;
         self.watch_init();
         Ok(())

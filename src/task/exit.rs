@@ -22,7 +22,7 @@ impl Container {
         let container = self.clone();
         local::spawn(async move {
             let exit = exited.await;
-            // Boxed: an idle container has no room for what its end needs.
+            // Boxed: keeps the future of an idle container small.
             Box::pin(container.init_exited(exit)).await;
         });
     }

@@ -17,8 +17,8 @@
 //! reported as paused. What is not drawn is refused, or changes nothing: the tests below hold
 //! the whole tables.
 //!
-//! There is no `_` arm over states and operations on purpose: whoever adds one decides about
-//! every cell.
+//! There is no `_` arm over states and operations on purpose: a new state or operation does not
+//! compile until every cell is decided.
 
 use crate::error::{Error, Kind};
 

@@ -19,8 +19,8 @@ use crate::error::Result;
 /// How long Delete waits for a call before it to end by itself.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long Delete waits, after that, for an earlier Delete: longer than that waits for the
-/// output of a process that has exited.
+/// How long Delete waits, after that, for an earlier Delete: longer than a Delete waits
+/// for the output of a process that has exited.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The lifecycle calls of one container, by a number.

@@ -1,10 +1,9 @@
 //! A client for unary calls, one at a time, over one connection.
 //!
 //! Promises: a call ends when its time is up, whatever the server does; a failed
-//! transport is told apart from a server that says no, and ends the client.
+//! transport is told apart from an error response, and ends the client.
 //!
-//! Lacks on purpose: reconnecting, which is the caller's policy, and calls side by
-//! side.
+//! Lacks on purpose: reconnecting, which is the caller's policy, and concurrent calls.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -33,7 +32,7 @@ pub struct Client {
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The server answered with this error, or the request is too long to be sent
+    /// The server responded with this error, or the request is too long to be sent
     /// ([`Kind::InvalidArgument`]). The client goes on.
     Refused(Error),
     /// The server may or may not have seen the request. The client is of no more use.

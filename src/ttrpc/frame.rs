@@ -202,7 +202,7 @@ impl Received {
         body.truncate(payload.end);
         body.drain(..payload.start);
         if body.capacity() > 2 * body.len() {
-            // It may wait for long: not with the room that metadata took.
+            // A request may wait for long: release the memory of its metadata.
             body.shrink_to_fit();
         }
         received.payload = body;

@@ -1,7 +1,7 @@
-//! The wire between containerd and the shim: ttrpc, unary calls over unix sockets.
+//! ttrpc between containerd and the shim: unary calls over unix sockets.
 //!
 //! Promises: whatever a peer sends or fails to read, this end neither panics nor
-//! hangs, and its memory stays bounded. Status texts are bare, codes are Go's.
+//! hangs, and its memory stays bounded. Status texts have no prefix; codes are Go's.
 //!
 //! Lacks on purpose: streams, other transports, and any knowledge of tasks. The
 //! `ttrpc` crate lends its message types and codes; its servers do not fit here

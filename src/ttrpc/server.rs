@@ -47,7 +47,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::local;
 
 /// Requests taken from one connection in a row; then the others have their turn. So they
-/// have when those took [`TURN`].
+/// have when those requests took [`TURN`].
 const REQUESTS_PER_TURN: usize = 4;
 const TURN: Duration = Duration::from_millis(1);
 
@@ -60,7 +60,7 @@ const MAX_RUNNING: usize = 1024;
 const MAX_RUNNING_BYTES: usize = 8 << 20;
 
 /// How long to leave the listener alone when it cannot accept: descriptors become
-/// free anywhere in the system, which no event tells.
+/// free anywhere in the system, and no event reports that.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// One request. Its metadata has been dropped: the namespace is the shim's own.
@@ -183,7 +183,7 @@ impl Server {
         Ok(())
     }
 
-    /// Serves `stream` if its peer is who we are, else closes it.
+    /// Serves `stream` if its peer has our uid and gid, else closes it.
     fn admit(self: &Rc<Self>, stream: UnixStream) {
         match check_peer(&stream) {
             Ok(()) => {
@@ -539,7 +539,7 @@ fn expired() -> Error {
     Error::new(Kind::DeadlineExceeded, "context deadline exceeded")
 }
 
-/// Runs the handler, for as long as the client gives it, in nanoseconds; 0: for ever.
+/// Runs the handler until the client's timeout, in nanoseconds; 0: no timeout.
 async fn work(server: Rc<Server>, deadline: u64, call: Rc<Call>) -> Finished {
     let work = unless_it_panics(&server.handler, &call);
     let outcome = if deadline == 0 {

@@ -29,11 +29,13 @@ pub fn cgroup_path(cgroup: &str) -> String {
     }
 }
 
-/// The directories that `cgroup` has or could have, in every hierarchy that is mounted.
+/// The directories that `cgroup` has or could have, in every hierarchy that is mounted. CRIU, in
+/// a case that runs at the same time, mounts them elsewhere for a moment.
 fn places(cgroup: &str) -> Vec<PathBuf> {
     let table = mount_table();
     let hierarchies = table.lines().filter(|line| line.contains(" - cgroup"));
     let points = hierarchies.filter_map(|line| line.split(' ').nth(4));
+    let points = points.filter(|point| point.starts_with(CGROUPS));
     let place = |point| Path::new(point).join(cgroup_path(cgroup));
     points.map(place).collect()
 }

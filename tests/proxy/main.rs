@@ -246,6 +246,23 @@ fn overlay_has(id: &str) -> bool {
     index.expect("read the index").contains(&format!("/{id}\""))
 }
 
+/// Restarts containerd, and looks for container `box`.
+fn restart_containerd(ctr: &Ctr) {
+    world::stop_containerd();
+    world::start_containerd();
+    assert_eq!(ctr.task("box").expect("a task").1, "RUNNING");
+    ctr.exec("box", "two", "echo works").expect(0, "works\n");
+}
+
+/// Waits until a new container runs on a plugin that is back.
+fn until_it_works_again(plugin: &Plugin, ctr: &Ctr) {
+    world::until("a new container to run", || {
+        let done = plugin.hello(ctr, "again");
+        let _ = ctr.call("container delete again");
+        done.code() == 0 && done.stdout == "hello\n"
+    });
+}
+
 /// What the document says of a snapshotter that dies and comes back.
 fn snapshotter_dies(plugin: &Plugin) {
     let (ctr, running) = begin(plugin);
@@ -262,17 +279,10 @@ fn snapshotter_dies(plugin: &Plugin) {
     ctr.ok("container delete other");
     assert!(plugin.name != OVERLAY.name || overlay_has("other"));
 
-    world::stop_containerd();
-    world::start_containerd();
-    assert_eq!(ctr.task("box").expect("a task").1, "RUNNING");
-    ctr.exec("box", "two", "echo works").expect(0, "works\n");
+    restart_containerd(&ctr);
 
     let running = plugin.start();
-    world::until("a new container to run", || {
-        let done = plugin.hello(&ctr, "again");
-        let _ = ctr.call("container delete again");
-        done.code() == 0 && done.stdout == "hello\n"
-    });
+    until_it_works_again(plugin, &ctr);
     ctr.exec("box", "three", "echo works").expect(0, "works\n");
     ctr.remove("box");
     if plugin.name == OVERLAY.name {
@@ -307,17 +317,10 @@ fn content_store_dies(plugin: &Plugin) {
     plugin.refuses(&ctr);
     ctr.remove("other");
 
-    world::stop_containerd();
-    world::start_containerd();
-    assert_eq!(ctr.task("box").expect("a task").1, "RUNNING");
-    ctr.exec("box", "two", "echo works").expect(0, "works\n");
+    restart_containerd(&ctr);
 
     let running = plugin.start();
-    world::until("a new container to run", || {
-        let done = plugin.hello(&ctr, "again");
-        let _ = ctr.call("container delete again");
-        done.code() == 0 && done.stdout == "hello\n"
-    });
+    until_it_works_again(plugin, &ctr);
     ctr.remove("box");
     running.kill();
 }

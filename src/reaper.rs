@@ -21,7 +21,7 @@ use std::pin::{Pin, pin};
 use std::process::Command;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,6 +29,9 @@ use tokio::sync::oneshot;
 
 use crate::local;
 use crate::sys::process;
+
+/// In which `/proc/PID/stat` counts, on every architecture that Rust's standard library runs on.
+pub const TICK: Duration = Duration::from_millis(10);
 
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
@@ -425,8 +428,14 @@ fn children(pid: i32) -> Vec<i32> {
     listed.flatten().flat_map(numbers).collect()
 }
 
+/// When process `pid` was forked, since boot, rounded down to a tick; `None` when it has gone.
+pub fn started(pid: i32) -> Option<Duration> {
+    let (_, ticks) = parent_and_start(pid)?;
+    Some(Duration::from_millis(ticks * TICK.as_millis() as u64))
+}
+
 /// The parent of process `pid`, and when it was forked, in ticks since boot.
-pub fn parent_and_start(pid: i32) -> Option<(i32, u64)> {
+fn parent_and_start(pid: i32) -> Option<(i32, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold any character. After it comes the third field.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();

@@ -28,9 +28,6 @@ pub const LIMIT: Duration = Duration::from_secs(2);
 /// What the file names of shims begin with.
 const SHIM: &str = "containerd-shim-";
 
-/// What `/proc/PID/stat` counts time in, a second.
-const TICKS_PER_SECOND: u64 = 100;
-
 /// In `/proc/net/unix`: a socket that accepts connections.
 const ACCEPTS: u32 = 1 << 16;
 
@@ -109,7 +106,7 @@ impl Server {
         let Ok(Action::Serve(flags)) = cli::parse(&args, |_| None) else {
             return None;
         };
-        let (_, started) = reaper::parent_and_start(pid)?;
+        let started = reaper::started(pid)?;
         Some(Server {
             pid,
             namespace: flags.namespace,
@@ -119,7 +116,7 @@ impl Server {
             socket: socket(&dir),
             uptime: sys::process::since_boot()
                 .as_secs()
-                .saturating_sub(started / TICKS_PER_SECOND),
+                .saturating_sub(started.as_secs()),
             rss: rss(&dir).unwrap_or_default(),
             report: None,
             error: None,

@@ -22,13 +22,10 @@ use super::locate::{Others, Place, places_named};
 use super::tree::{Step, Walk};
 use crate::error::{Context, Error, Kind, Result};
 use crate::options::Options;
-use crate::reaper;
+use crate::reaper::{TICK, started};
 
 /// Between two tries to remove a directory whose processes are dying.
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
-
-/// In which `/proc/PID/stat` counts, on every architecture that Rust's standard library runs on.
-const TICK: Duration = Duration::from_millis(10);
 
 /// What asks for a container's cgroup.
 #[derive(Debug, Clone, Copy, Default)]
@@ -181,12 +178,6 @@ async fn remove_tree(dir: &Path, deadline: Instant) -> io::Result<()> {
             outcome => return outcome,
         }
     }
-}
-
-/// When process `pid` was started, since boot, rounded down to a tick; `None` when it has gone.
-fn started(pid: i32) -> Option<Duration> {
-    let (_, ticks) = reaper::parent_and_start(pid)?;
-    Some(Duration::from_millis(ticks * TICK.as_millis() as u64))
 }
 
 /// Whether the cgroup of `plan` is named after the container (`ID`, `PREFIX-ID`), and so most

@@ -12,10 +12,8 @@ use crate::cancel::Cancel;
 use crate::descriptors;
 use crate::error::{Error, Kind, Result};
 use crate::proto::{self, Empty, Message, task};
-use crate::task::{Target, Tasks};
+use crate::task::{SIGKILL, Target, Tasks};
 use crate::ttrpc::server::Call;
-
-const SIGKILL: u32 = 9;
 
 /// The Task service of this shim.
 pub struct TaskService {

@@ -26,6 +26,7 @@ pub use accounting::{Member, StatsBudget};
 pub use container::{Container, Deleted, Status};
 pub use create::Create;
 pub use process::Target;
+pub use signals::SIGKILL;
 pub use state::State;
 
 use crate::cancel::{Cancel, Cause};

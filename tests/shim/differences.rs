@@ -848,6 +848,36 @@ const TABLE: &[Difference] = &[
         "container_is_killed_while_the_runtime_pauses_it",
         "Kill waits for the runtime",
     ),
+    flaky(
+        GO,
+        "exec_without_a_fifo_reader_does_not_delay_the_exit",
+        "State of an exec waits for its start",
+    ),
+    flaky(
+        GO,
+        "signal_right_after_start_is_not_lost",
+        "Go signals the runtime's own init, before it executes the program",
+    ),
+    flaky(
+        GO,
+        "signal_right_after_the_start_of_an_exec_is_not_lost",
+        "Go signals the runtime's own init, before it executes the program",
+    ),
+    fails(
+        GO,
+        "delete_cancels_a_creation",
+        "Delete waits for the runtime",
+    ),
+    fails(
+        GO,
+        "shutdown_cancels_a_creation",
+        "Shutdown waits for the runtime",
+    ),
+    fails(
+        GO,
+        "exit_is_published_while_an_exec_hangs",
+        "Wait for init and its exit event wait for the start of an exec",
+    ),
     fails(
         GO,
         "paused_container_is_killed_while_the_runtime_hangs",

@@ -60,9 +60,10 @@ impl Process {
         self.connection.call(self.api.service(), method, request)
     }
 
-    /// Sends a request that is awaited later, with the usual deadline.
+    /// Sends a request that is awaited later. Its deadline is later than that of every
+    /// `call` meanwhile: a shim that lets calls wait for this one is seen to do so.
     pub fn send<M: Message>(&self, method: &str, request: &impl Message) -> Pending<M> {
-        let timeout = self.connection.hang_timeout;
+        let timeout = 2 * self.connection.hang_timeout;
         self.connection
             .send(self.api.service(), method, request, timeout)
     }

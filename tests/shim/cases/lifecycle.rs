@@ -189,9 +189,11 @@ cases! {
         let (start, wait) = (c.start_pending(), c.wait_pending());
         held.reached();
         held.release();
-        start.wait().unwrap();
+        // On a machine so slow that this took a second, the runtime was cut short.
+        let started = start.wait().is_ok();
         assert_eq!(wait.wait().unwrap().exit_status, 9);
-        assert_eq!(d.events.until("c", "exit"), ["create", "start", "exit"]);
+        let events: &[&str] = if started { &["create", "start", "exit"] } else { &["create", "exit"] };
+        assert_eq!(d.events.until("c", "exit"), events);
         c.finish();
     }
 

@@ -17,6 +17,7 @@
     reason = "these tests are a client, and wait for what a daemon does"
 )]
 
+mod api;
 mod cases;
 mod deploy;
 mod documents;

@@ -1,12 +1,14 @@
 //! The shim servers that run on this machine: found in `/proc`, and asked through their
 //! sockets. Other shims' are found, too, and known as far as `/proc` tells.
 //!
-//! Promises: an answer in [`LIMIT`] and a moment, however many servers hang.
+//! Promises: an answer in [`LIMIT`] and a moment, however many servers hang. A server in another
+//! mount namespace, as that of a rootless containerd, is asked, too.
 //!
 //! Lacks on purpose: servers of users whose processes the caller may not look at.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -126,10 +128,12 @@ impl Server {
     async fn asked(mut self) -> Server {
         let answer = match &self.socket {
             None => Err(Error::new(Kind::NotFound, "no listening socket")),
-            Some(path) => timeout(LIMIT, ask(path)).await.unwrap_or_else(|_| {
-                let text = format!("no answer within {} s", LIMIT.as_secs());
-                Err(Error::new(Kind::Unavailable, text))
-            }),
+            Some(path) => timeout(LIMIT, ask(self.pid, path))
+                .await
+                .unwrap_or_else(|_| {
+                    let text = format!("no answer within {} s", LIMIT.as_secs());
+                    Err(Error::new(Kind::Unavailable, text))
+                }),
         };
         match answer {
             Ok(report) => self.report = Some(report),
@@ -142,8 +146,9 @@ impl Server {
     }
 }
 
-async fn ask(socket: &Path) -> Result<Report> {
-    let mut client = Client::connect(&socket.to_string_lossy()).await?;
+/// Asks server `pid`, which listens at `socket` as it sees the file system.
+async fn ask(pid: i32, socket: &Path) -> Result<Report> {
+    let mut client = connect(pid, socket).await?;
     let answer = client
         .call(SERVICE, METHOD, &[], Vec::new(), 2 * LIMIT)
         .await;
@@ -152,6 +157,24 @@ async fn ask(socket: &Path) -> Result<Report> {
     })?;
     serde_json::from_slice(&answer)
         .map_err(|e| Error::unknown(format!("decode the report of {}: {e}", socket.display())))
+}
+
+async fn connect(pid: i32, socket: &Path) -> Result<Client> {
+    let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(Error::invalid(format!("socket {}", socket.display())));
+    };
+    let of_server = format!("/proc/{pid}/root{}", dir.display());
+    let dir = File::open(&of_server).context(|| format!("open {of_server}"))?;
+    // The whole path may be longer than an address can be.
+    let address = Path::new("/proc/self/fd")
+        .join(dir.as_raw_fd().to_string())
+        .join(name);
+    let address = address.to_string_lossy();
+    let connected = Client::connect(&address).await;
+    connected.map_err(|e| {
+        let text = e.to_string().replace(&*address, &socket.to_string_lossy());
+        Error::new(e.kind(), text)
+    })
 }
 
 /// The path of the socket on which the process of directory `dir` accepts connections.
@@ -231,7 +254,7 @@ mod tests {
         let socket = dir.path().join("s");
         let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let server = Server {
-            pid: 1,
+            pid: std::process::id() as i32,
             namespace: "n".into(),
             id: "c".into(),
             binary: "/b".into(),

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use crate::grpc;
 use crate::messages::*;
 use crate::pods::{Container, Cri, at_once, log_lines, security};
+use crate::spdy;
 use crate::websocket::Session;
 use crate::world;
 
@@ -142,6 +143,10 @@ fn is_running(command: &str) -> bool {
 
 /// Opens an exec of `script`.
 fn open_exec(cri: &Cri, container: &Container, tty: bool, script: &str) -> Session {
+    Session::open(&exec_url(cri, container, tty, script))
+}
+
+fn exec_url(cri: &Cri, container: &Container, tty: bool, script: &str) -> String {
     let request = ExecRequest {
         container_id: container.id.clone(),
         cmd: ["sh", "-c", script].map(str::to_owned).into(),
@@ -152,7 +157,7 @@ fn open_exec(cri: &Cri, container: &Container, tty: bool, script: &str) -> Sessi
         stderr: !tty,
     };
     let answer: StreamingUrl = cri.ok("Exec", &request);
-    Session::open(&answer.url)
+    answer.url
 }
 
 fn open_attach(cri: &Cri, container: &Container, tty: bool) -> Session {
@@ -192,6 +197,44 @@ pub fn exec_without_a_terminal(cri: &Cri) {
     );
     let mut session = open_exec(cri, &container, false, "exit 0");
     assert_eq!(session.wait(), 0);
+}
+
+pub fn exec_by_spdy_reads_its_input_to_the_end(cri: &Cri) {
+    let pod = cri.run_pod("web");
+    let container = pod.run(STAY);
+    let mut exec = spdy::Command::open(&exec_url(
+        cri,
+        &container,
+        false,
+        "cat; echo end >&2; exit 7",
+    ));
+    let input = "0123456789abcde\n".repeat(10_000);
+    exec.write_all(&input);
+    let (code, stdout, stderr) = exec.wait();
+    assert_eq!((code, stderr.as_str()), (7, "end\n"));
+    assert!(stdout == input, "{} bytes of {}", stdout.len(), input.len());
+}
+
+pub fn port_is_forwarded(cri: &Cri) {
+    let pod = cri.run_pod("web");
+    let server = pod.run("echo listening; nc -l -p 7000 -e cat; exec sleep 100000");
+    let request = PortForwardRequest {
+        pod_sandbox_id: pod.id.clone(),
+        port: vec![7000],
+    };
+    // The program listens some time after it has said so.
+    server.exec("until grep -q :1B58 /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done");
+    let answer: StreamingUrl = cri.ok("PortForward", &request);
+    let mut connection = spdy::Connection::open(&answer.url, "portforward.k8s.io");
+    let [error, data] = ["error", "data"].map(|kind| {
+        connection.stream(&[("streamtype", kind), ("port", "7000"), ("requestid", "0")])
+    });
+    connection.close(error);
+    connection.write(data, "there and back\n");
+    connection.close(data);
+    connection.until_end(data);
+    assert_eq!(connection.received(data), "there and back\n");
+    assert_eq!(connection.received(error), "");
 }
 
 pub fn attach_with_a_terminal(cri: &Cri) {

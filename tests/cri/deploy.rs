@@ -7,14 +7,16 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::api::{self, Api};
 use crate::documents::{CONTAINERDS, OURS, command, run_pod};
 use crate::messages::*;
 use crate::pods::{Container, Cri, Pod, security};
 use crate::{left, world};
 
 const CONFIG: &str = "/run/containerd/config.toml";
+const LABEL: &str = "containerd-shim-rs-v2/handler";
 const BINARY: &str = "/usr/local/bin/containerd-shim-rs-v2";
 const IMAGE: &str = "localhost/containerd-shim-rs-v2-installer:latest";
 
@@ -62,6 +64,7 @@ struct Node {
     default: Cri,
     /// Pods of the handler that the installer adds.
     rs: Cri,
+    api: Api,
     restarts: AtomicUsize,
     is_over: AtomicBool,
 }
@@ -80,6 +83,7 @@ impl Node {
         Self {
             default: Cri::new(version, ""),
             rs: Cri::new(version, "rs"),
+            api: Api::start(),
             restarts: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
         }
@@ -144,13 +148,23 @@ fn is_privileged(container: &Value) -> bool {
 }
 
 /// Starts the container of a manifest, as the kubelet does each time it has ended.
-fn start<'a>(pod: &Pod<'a>, container: &Value) -> Container<'a> {
+fn start<'a>(node: &Node, pod: &Pod<'a>, container: &Value) -> Container<'a> {
     let words = container["command"].as_array().expect("a command");
     let words = words.iter().map(|word| word.as_str().expect("a word"));
     // What a world has elsewhere than a node.
     let path = std::env::var("PATH").expect("a PATH");
     let restart = format!("sh {RESTART}");
     let envs = [("CONFIG", CONFIG), ("RESTART", &restart), ("PATH", &path)];
+    // What the kubelet adds.
+    let source = &container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"];
+    assert_eq!(source, "spec.nodeName");
+    let name = container["env"][0]["name"].as_str().expect("a name");
+    let port = node.api.port.to_string();
+    let envs = envs.into_iter().chain([
+        (name, api::NODE),
+        ("KUBERNETES_SERVICE_HOST", "127.0.0.1"),
+        ("KUBERNETES_SERVICE_PORT", &port),
+    ]);
     pod.run_with("", |config| {
         config.command = words.map(str::to_owned).collect();
         let image = container["image"].as_str().expect("an image").to_owned();
@@ -160,7 +174,11 @@ fn start<'a>(pod: &Pod<'a>, container: &Value) -> Container<'a> {
                 key: key.to_owned(),
                 value: value.to_owned(),
             })
-            .into();
+            .collect();
+        config.mounts = vec![Mount {
+            container_path: "/var/run/secrets/kubernetes.io/serviceaccount".to_owned(),
+            host_path: api::ACCOUNT.to_owned(),
+        }];
         let linux = config
             .linux
             .as_mut()
@@ -193,30 +211,32 @@ fn install_and_uninstall(node: &Node) {
     let before = configuration();
     assert!(!handler_is_known(node));
     let (pod, container) = node.run_pod("daemonset.yaml");
-    let installer = start(&pod, &container);
+    let installer = start(node, &pod, &container);
     installer.until_log("stdout node: installed handler rs");
     assert_eq!(node.restarts(), 1);
+    assert_eq!(node.api.labels(), json!({LABEL: "rs"}));
     let ours = run_pod(&node.rs, "ours", OURS);
     run_pod(&node.default, "default", CONTAINERDS);
 
     // It runs again after a reboot, say: there is nothing to do.
     installer.stop(60);
     assert_eq!(installer.wait().0, 0);
-    let again = start(&pod, &container);
+    let again = start(node, &pod, &container);
     again.until_log("stdout node: installed handler rs");
     assert_eq!(node.restarts(), 1);
     again.stop(60);
 
     let (pod, container) = node.run_pod("uninstall/daemonset.yaml");
-    let refused = start(&pod, &container);
+    let refused = start(node, &pod, &container);
     assert_eq!(refused.wait().0, 1);
     let log = refused.log_lines().join("\n");
     assert!(log.contains("delete their pods first"), "{log}");
+    assert_eq!(node.api.labels(), json!({}), "no more pods may come");
     assert_eq!(ours.1.exec("echo fine"), "fine\n");
     ours.0.stop();
     ours.0.remove();
     world::until("our server to end", || world::shims().len() == 3);
-    let uninstaller = start(&pod, &container);
+    let uninstaller = start(node, &pod, &container);
     uninstaller.until_log("stdout node: removed");
     assert_eq!(node.restarts(), 2);
     assert_eq!(configuration(), before);
@@ -225,12 +245,38 @@ fn install_and_uninstall(node: &Node) {
     uninstaller.stop(60);
 }
 
+/// A node that may not be labelled, or cannot, gets the handler all the same.
+fn label_is_refused(node: &Node) {
+    api::give_token("another");
+    let (pod, container) = node.run_pod("daemonset.yaml");
+    let installer = start(node, &pod, &container);
+    installer.until_log("stdout node: installed handler rs");
+    let log = installer.log_lines().join("\n");
+    assert!(
+        log.contains("stays as it is: curl: (22)") && log.contains("403"),
+        "{log}"
+    );
+    assert_eq!(node.api.labels(), json!({}));
+    assert!(handler_is_known(node));
+    installer.stop(60);
+
+    // Another's certificate: the token must not be told to whoever answers.
+    api::give_token("installer");
+    api::give_certificate_of_another();
+    let installer = start(node, &pod, &container);
+    installer.until_log("stdout node: installed handler rs");
+    let log = installer.log_lines().join("\n");
+    assert!(log.contains("stays as it is: curl: (60)"), "{log}");
+    assert_eq!(node.api.labels(), json!({}));
+    installer.stop(60);
+}
+
 /// What the installer cannot see in the configuration makes a table of its own an error: the
 /// old configuration is put back.
 fn refused_configuration(node: &Node) {
     let before = configuration();
     let (pod, container) = node.run_pod("daemonset.yaml");
-    let installer = start(&pod, &container);
+    let installer = start(node, &pod, &container);
     // By its log: there is no containerd to ask for a while.
     world::until("the old configuration to be back", || {
         let log = installer.log_lines().join("\n");
@@ -246,7 +292,7 @@ fn refused_configuration(node: &Node) {
 fn handler_of_others(node: &Node) {
     let before = configuration();
     let (pod, container) = node.run_pod("daemonset.yaml");
-    let installer = start(&pod, &container);
+    let installer = start(node, &pod, &container);
     assert_eq!(installer.wait().0, 1);
     let log = installer.log_lines().join("\n");
     assert!(log.contains("not the installer's"), "{log}");
@@ -270,6 +316,7 @@ cases! {
     beside_a_table_of_runc: "1.7",
         "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
          runtime_type = \"io.containerd.runc.v2\"\n", install_and_uninstall;
+    where_the_label_is_refused: "2", "", label_is_refused;
     beside_an_inline_table: "1.7",
         "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
          runtimes = { runc = { runtime_type = \"io.containerd.runc.v2\" } }\n",
@@ -286,15 +333,28 @@ fn manifests_fit_together() {
     let script = fs::read_to_string(&script).expect("read the script");
     let handler = class["handler"].as_str().expect("a handler");
     assert!(script.contains(&format!("HANDLER=${{HANDLER:-{handler}}}")));
+    let rights = manifest_of("rbac/rbac.yaml");
+    let role = &rights["items"][1];
+    assert_eq!(role["rules"][0]["verbs"], json!(["patch"]));
+    let binding = &rights["items"][2];
+    assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+    let account = &rights["items"][0]["metadata"];
+    assert_eq!(binding["subjects"][0]["name"], account["name"]);
+    assert_eq!(binding["subjects"][0]["namespace"], account["namespace"]);
     for place in ["", "uninstall/"] {
         let set = manifest_of(&format!("{place}daemonset.yaml"));
         let labels = &set["spec"]["template"]["metadata"]["labels"];
         assert_eq!(*labels, set["spec"]["selector"]["matchLabels"]);
+        let account = &set["spec"]["template"]["spec"]["serviceAccountName"];
+        assert_eq!(*account, rights["items"][0]["metadata"]["name"]);
         let container = &set["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(container["image"], IMAGE);
         let kustomization = manifest_of(&format!("{place}kustomization.yaml"));
         for resource in kustomization["resources"].as_array().expect("a list") {
-            let file = format!("{place}{}", resource.as_str().expect("a file"));
+            let mut file = format!("{place}{}", resource.as_str().expect("a file"));
+            if !file.ends_with(".yaml") {
+                file += "/kustomization.yaml";
+            }
             assert!(manifest_of(&file)["kind"].is_string(), "{file}");
         }
         let image = kustomization["images"][0]["name"].as_str();

@@ -10,13 +10,13 @@
 //! another runtime than runc: youki 0.7 cannot run `pids_shared_in_a_pod`, and Debian 12's crun is
 //! for `containerd_1_6` only.
 //!
-//! Not tested: SPDY, the other protocol of the streaming server, and port forwarding, which is no
-//! matter of the shim.
+//! Port forwarding is no matter of the shim: one case sees that it works beside it.
 #![allow(
     clippy::disallowed_methods,
     reason = "these tests are a client, and wait for what a daemon does"
 )]
 
+mod api;
 mod cases;
 mod deploy;
 mod documents;
@@ -24,6 +24,8 @@ mod grpc;
 mod left;
 mod messages;
 mod pods;
+mod spdy;
+mod upgraded;
 mod websocket;
 #[path = "../daemon/world.rs"]
 #[allow(dead_code, reason = "a part of it is for the cases with ctr")]
@@ -65,6 +67,8 @@ macro_rules! handlers {
                 exec_sync_with_a_child_that_stays
                 exec_with_a_terminal
                 exec_without_a_terminal
+                exec_by_spdy_reads_its_input_to_the_end
+                port_is_forwarded
                 attach_with_a_terminal
                 attach_without_a_terminal
                 log_is_rotated_without_a_loss

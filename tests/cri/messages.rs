@@ -312,6 +312,14 @@ pub struct AttachRequest {
 
 /// The answer to Exec and to Attach.
 #[derive(Clone, PartialEq, Message)]
+pub struct PortForwardRequest {
+    #[prost(string, tag = "1")]
+    pub pod_sandbox_id: String,
+    #[prost(int32, repeated, tag = "2")]
+    pub port: Vec<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct StreamingUrl {
     #[prost(string, tag = "1")]
     pub url: String,

@@ -1,5 +1,6 @@
 //! `ctr`, each call bounded in time, with one naming of the runtime.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -50,6 +51,21 @@ pub struct Running {
 /// What has been printed so far.
 type Output = Arc<Mutex<Vec<u8>>>;
 
+/// Whether an unprivileged user can have cgroups here: there is v2 alone.
+pub fn users_have_cgroups() -> bool {
+    fs::exists("/sys/fs/cgroup/cgroup.controllers").expect("look for cgroup v2")
+}
+
+/// For `ctr run` where there are no cgroups: make none, and set no limit.
+fn without_cgroups() -> &'static [&'static str] {
+    let is_rootless = std::env::var_os("ROOTLESS").is_some();
+    if is_rootless && !users_have_cgroups() {
+        &["--cgroup=", "--cpu-shares=0"]
+    } else {
+        &[]
+    }
+}
+
 impl Ctr {
     /// A `ctr` which names the runtime so.
     pub fn new(naming: Naming) -> Self {
@@ -76,6 +92,7 @@ impl Ctr {
     pub fn run_command(&self, options: &[&str], id: &str, args: &[&str]) -> Command {
         let words = [
             &["run", "--runtime", self.runtime()],
+            without_cgroups(),
             options,
             &[IMAGE, id],
             args,

@@ -13,6 +13,7 @@
 
 mod cases;
 mod ctr;
+mod rootless;
 mod stdio;
 mod world;
 

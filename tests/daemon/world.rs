@@ -139,6 +139,19 @@ pub fn processes() -> Vec<(i32, String)> {
         .collect()
 }
 
+/// This process, and those that it was started by, up to the world's first.
+fn ancestors() -> Vec<i32> {
+    let mut pids = vec![std::process::id() as i32];
+    while let Some(pid) = pids.last().filter(|pid| **pid > 1) {
+        let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+            break;
+        };
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        pids.push(parent.and_then(|pid| pid.trim().parse().ok()).unwrap_or(1));
+    }
+    pids
+}
+
 /// The pids of this world's shim servers. (`start` and `delete` end by themselves.)
 pub fn shims() -> Vec<i32> {
     let shim = |line: &str| line.contains(" -namespace ") && line.contains(" -address ");
@@ -174,11 +187,8 @@ fn assert_nothing_left() {
 fn left_overs() -> String {
     let mut left = String::new();
     let daemon = fs::read_to_string("/run/containerd/daemon.pid").unwrap_or_default();
-    let ours = [
-        1,
-        std::process::id() as i32,
-        daemon.trim().parse().unwrap_or(0),
-    ];
+    let mut ours = ancestors();
+    ours.push(daemon.trim().parse().unwrap_or(0));
     for (pid, line) in processes() {
         if !ours.contains(&pid) {
             let _ = writeln!(left, "process {pid} {line}");

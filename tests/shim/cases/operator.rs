@@ -16,7 +16,11 @@ fn typed(d: &Daemon, args: &[&str]) -> Output {
 /// The servers of this test among those that `args` print as JSON.
 #[track_caller]
 fn servers(d: &Daemon, args: &[&str]) -> Vec<Value> {
-    let output = typed(d, args);
+    servers_of(d, &typed(d, args))
+}
+
+#[track_caller]
+fn servers_of(d: &Daemon, output: &Output) -> Vec<Value> {
     assert_eq!(output.status, 0, "{output:?}");
     let servers: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
     let is_ours = |server: &Value| server["namespace"] == d.namespace.as_str();
@@ -51,6 +55,22 @@ cases! {
         assert_eq!(words[4], "1", "{table}");
         c.end();
         assert_eq!(waiting.wait().unwrap().exit_status, 137);
+        c.finish();
+    }
+
+    fn ps_asks_a_server_whose_socket_is_in_another_mount_namespace(d) {
+        let c = d.running("c");
+        // As a rootless containerd's: it has a /run of its own.
+        let script = "mount -t tmpfs tmpfs \"$1\" && exec \"$2\" ps --json";
+        let dir = c.socket().parent().expect("a directory");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh"]).arg(dir).arg(shim_binary());
+        let output = process::run(&mut command, &[], d.hang_timeout);
+        let found = servers_of(d, &output);
+        assert_eq!(found[0]["pid"], c.shim_pid);
+        assert_eq!(found[0]["error"], Value::Null);
+        assert_eq!(found[0]["report"]["containers"][0]["id"], "c");
+        c.end();
         c.finish();
     }
 

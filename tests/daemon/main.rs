@@ -14,6 +14,7 @@
 mod cases;
 mod ctr;
 mod stdio;
+mod upgrades;
 mod world;
 
 use ctr::Naming;
@@ -87,4 +88,10 @@ mod containerd_1_7 {
 }
 mod containerd_2 {
     namings! { "2" }
+}
+mod versions {
+    cases! { "2", crate::Naming::Name, upgrades;
+        containerd_upgraded_and_rolled_back
+        rollback_loses_containers_of_containerds_own_shim
+    }
 }

@@ -13,6 +13,12 @@
 
 mod cases;
 mod ctr;
+mod documents;
+#[path = "../documents/machine.rs"]
+mod machine;
+#[path = "../documents/markdown.rs"]
+#[allow(dead_code, reason = "a part of it is for the check of all documents")]
+mod markdown;
 mod stdio;
 mod upgrades;
 mod world;
@@ -75,6 +81,13 @@ macro_rules! namings {
                 clients_killed_during_output
                 containerd_restarted_during_output
                 containerd_restarted_during_output_to_a_logger
+            }
+        }
+        mod documents {
+            cases! { $version, crate::Naming::Name, documents;
+                containers_of_the_readme
+                servers_of_the_readme
+                errors_of_others
             }
         }
     };

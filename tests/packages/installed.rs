@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 
 use crate::ctr::{Ctr, Naming};
-use crate::{NAME, package, sh, try_sh, world};
+use crate::{NAME, markdown, package, sh, try_sh, world};
 
 /// What an installation or a package manager may write to.
 const WRITTEN: [&str; 4] = ["/usr", "/etc", "/var/lib/dpkg", "/var/lib/rpm"];
@@ -57,7 +57,7 @@ fn by_rpm() -> Way {
 
 /// Puts a throw-away layer over each directory of [`WRITTEN`]; the layers are below the
 /// returned directory, which is on a file system of its own.
-fn cover() -> &'static Path {
+pub fn cover() -> &'static Path {
     let layers = Path::new("/run/layers");
     fs::create_dir_all(layers).expect("create /run/layers");
     let none = None::<&str>;
@@ -102,7 +102,7 @@ fn written(layers: &Path) -> String {
 }
 
 /// Only the installed program is there for containerd to find.
-fn hide_the_copies_of_the_world() {
+pub fn hide_the_copies_of_the_world() {
     for name in [NAME, "containerd-shim-runc-v2"] {
         fs::remove_file(Path::new("/run/containerd/shims").join(name)).expect("remove a shim");
     }
@@ -165,10 +165,9 @@ fn forced() {
     let way = by_make();
     sh(&way.install);
     ctr.detached("box", "exec sleep 1000");
-    let printed = sh(&format!("FORCE=1 {} 2>&1", way.remove));
+    let commands = markdown::block("docs/install.md", "FORCE=1 make uninstall").text;
+    let printed = sh(&format!("{{ {commands} }} 2>&1"));
     assert!(printed.contains("although servers of it run"), "{printed}");
-    let go = sh("readlink -f $(dirname $(command -v containerd))/containerd-shim-runc-v2");
-    std::os::unix::fs::symlink(go.trim(), format!("{}/{NAME}", way.bin)).expect("make the link");
     world::stop_containerd();
     world::start_containerd();
     assert_eq!(ctr.task("box").expect("the task is kept").1, "RUNNING");

@@ -100,3 +100,19 @@ fn without_indent(lines: &[&str]) -> String {
     let text = lines.collect::<Vec<_>>().join("\n");
     format!("{}\n", text.trim_end())
 }
+
+/// What is between backquotes in a cell of a document's table: of the row that begins so, and of the
+/// column with this number.
+pub fn spans(document: &str, row: &str, column: usize) -> Vec<String> {
+    let text = read(document);
+    let start = format!("| {row} |");
+    let row = text.lines().find(|line| line.starts_with(&start));
+    let row = row.unwrap_or_else(|| panic!("{document} has no row {start:?}"));
+    let cell = row.trim_matches('|').split('|').nth(column);
+    let cell = cell.unwrap_or_else(|| panic!("{document} has no column {column} in {row}"));
+    cell.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}

@@ -58,19 +58,20 @@ fn still_works((pod, container): &(Pod, Container)) {
     assert_eq!(world::shims(), servers, "no server has come or gone");
 }
 
-/// There and back: `there` makes this shim that of new pods, `back` containerd's.
-fn there_and_back(cri: &Cri, there: impl FnOnce(&Cri), back: impl FnOnce(&Cri)) {
+/// `to_ours` makes this shim that of new pods, `to_theirs` containerd's; pods that run stay as they
+/// are, both times.
+fn switch_both_ways(cri: &Cri, to_ours: impl FnOnce(&Cri), to_theirs: impl FnOnce(&Cri)) {
     let theirs = run_pod(cri, "theirs", CONTAINERDS);
-    there(cri);
+    to_ours(cri);
     still_works(&theirs);
     let ours = run_pod(cri, "ours", OURS);
-    let ends_there = run_pod(cri, "ends-there", OURS);
+    let second = run_pod(cri, "second", OURS);
 
-    back(cri);
+    to_theirs(cri);
     still_works(&theirs);
     still_works(&ours);
-    run_pod(cri, "back", CONTAINERDS);
-    for (pod, container) in [theirs, ours, ends_there] {
+    run_pod(cri, "theirs-again", CONTAINERDS);
+    for (pod, container) in [theirs, ours, second] {
         container.stop(0);
         assert_eq!(container.wait().0, 137);
         pod.stop();
@@ -91,7 +92,7 @@ fn configure(cri: &Cri, from: &str, to: &str) {
 fn by_configuration(version: &'static str, from: &Setting, to: &str, test: &str) {
     enter(version, from, test, |cri| {
         let from = &from.handlers;
-        there_and_back(
+        switch_both_ways(
             cri,
             |cri| configure(cri, from, to),
             |cri| configure(cri, to, from),
@@ -140,7 +141,7 @@ fn by_link(version: &'static str, test: &str) {
             "ln -s /usr/local/bin/containerd-shim-rs-v2 /usr/local/bin/containerd-shim-runc-v2";
         let back =
             "ln -sfn /usr/bin/containerd-shim-runc-v2 /usr/local/bin/containerd-shim-runc-v2";
-        there_and_back(
+        switch_both_ways(
             cri,
             |cri| run_block(cri, link),
             |cri| {

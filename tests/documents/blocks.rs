@@ -32,7 +32,7 @@ const PROXY: &str = "tests/proxy/main.rs";
 const WHOLE: [(&str, By); 2] = [
     (
         "docs/docker.md",
-        Found(DOCKER, "commands_for_docker_28", "/docs/docker.md"),
+        Found(DOCKER, "commands_for_docker_28", "docs/docker.md"),
     ),
     ("docs/logs.md", Illustration),
 ];
@@ -82,7 +82,7 @@ const BLOCKS: &[(&str, &str, By)] = table! {
         "kubectl delete -k deploy" => Test(DEPLOY, "install_and_uninstall");
     }
     "docs/proxy-plugins.md" {
-        "cargo build --locked" => Found("tests/proxy/document.rs", "plugins_are_built_as_the_document_says", "/docs/proxy-plugins.md");
+        "cargo build --locked" => Found("tests/proxy/document.rs", "plugins_are_built_as_the_document_says", "docs/proxy-plugins.md");
         "[proxy_plugins.rust-overlay]" => Found(PROXY, "configure", "[proxy_plugins.{}]");
         "build/examples/debug/proxy-snapshotter" => Test(PROXY, "start");
         "ctr plugins ls | grep -E 'io.containerd.snapshotter" => Found(PROXY, "try_it", "ctr plugins ls");

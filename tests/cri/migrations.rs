@@ -214,6 +214,9 @@ fn handler_removed(cri: &Cri) {
     let refused = cri.try_run_pod("refused", security(NamespaceOption::default()));
     let error = refused.err().expect("a pod of a handler that is gone");
     assert!(error.message.contains(wanted), "{error:?}");
+    let added = pod.try_create("exec sleep 100000", |_| {});
+    let error = added.err().expect("a container of a handler that is gone");
+    assert!(error.message.contains(wanted), "{error:?}");
     // containerd 2 looks the handler up for each exec.
     match container.try_exec("echo fine", 0) {
         Ok(done) => assert!(cri.version != "2" && done.stdout == b"fine\n", "{done:?}"),

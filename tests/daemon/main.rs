@@ -102,9 +102,10 @@ mod containerd_1_7 {
 mod containerd_2 {
     namings! { "2" }
 }
-mod versions {
+mod upgrades_from_containerd_2 {
     cases! { "2", crate::Naming::Name, upgrades;
         containerd_upgraded_and_rolled_back
         rollback_loses_containers_of_containerds_own_shim
+        binary_removed
     }
 }

@@ -95,3 +95,25 @@ pub fn rollback_loses_containers_of_containerds_own_shim(ctr: &Ctr) {
     ctr.remove("ours");
     ctr.ok("container delete theirs");
 }
+
+/// The binary is removed under a container, and containerd is restarted: it has no task any more.
+pub fn binary_removed(ctr: &Ctr) {
+    ctr.detached("box", STAY);
+    let (pid, _) = ctr.task("box").expect("a task");
+    let server = world::shims()[0];
+    fs::remove_file("/run/containerd/shims/containerd-shim-rs-v2").expect("remove the binary");
+    ctr.exec("box", "try", "echo fine").expect(0, "fine\n");
+    world::stop_containerd();
+    world::start_containerd();
+    assert_eq!(ctr.task("box"), None);
+    assert!(fs::exists(format!("/proc/{pid}")).expect("look at /proc"));
+    // As the document says, for this namespace.
+    let root = format!("/run/containerd/runc/{}", world::namespace());
+    let done = Command::new("runc")
+        .args(["--root", &root, "delete", "--force", "box"])
+        .status();
+    assert!(done.expect("run runc").success());
+    let killed = Command::new("kill").arg(server.to_string()).status();
+    assert!(killed.expect("run kill").success());
+    ctr.ok("container delete box");
+}

@@ -23,12 +23,12 @@ build: ## the static release binary (TARGET=aarch64-unknown-linux-musl for arm64
 	@hack/check-binary $(BINARY)
 
 # Unit tests that need root say so and are skipped for others; with NO_SKIP=1 they fail.
-check: ## format, lints, layers, dependencies, unit tests (no root, no daemon)
+check: ## format, lints, layers, dependencies, documents, unit tests (no root, no daemon)
 	@cargo fmt --all --check
 	@cargo clippy --locked --all-targets -- -D warnings
 	@hack/check-layers
 	@hack/check-dependencies
-	@cargo test --locked --lib --bins
+	@cargo test --locked --lib --bins --test documents
 
 # Needs cargo-deny (`cargo install cargo-deny --locked`: minutes) and access to the advisory
 # database, which cargo-deny fetches with git. Not a part of check: that works without both.

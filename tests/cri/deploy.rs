@@ -2,8 +2,9 @@
 //! those of the manifests, and `node` in them enters the world as it enters a node.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::api::{self, Api};
 use crate::documents::{CONTAINERDS, OURS, command, run_pod};
 use crate::messages::*;
 use crate::pods::{Container, Cri, Pod, security};
-use crate::{left, world};
+use crate::{left, markdown, world};
 
 const CONFIG: &str = "/run/containerd/config.toml";
 const LABEL: &str = "containerd-shim-rs-v2/handler";
@@ -111,9 +112,10 @@ impl Node {
         self.restarts.load(Ordering::Relaxed)
     }
 
-    /// Runs the pod of a manifest.
-    fn run_pod(&self, manifest: &str) -> (Pod<'_>, Value) {
-        let spec = manifest_of(manifest)["spec"]["template"]["spec"].clone();
+    /// Runs the pod of the DaemonSet that a command of the document applies.
+    fn apply(&self, command: &str) -> (Pod<'_>, Value) {
+        let set = daemon_set("apply", command);
+        let spec = set["spec"]["template"]["spec"].clone();
         let is = |name: &str| match spec[name].as_bool() {
             Some(true) => NamespaceMode::Node as i32,
             _ => NamespaceMode::Pod as i32,
@@ -126,21 +128,62 @@ impl Node {
         let container = spec["containers"][0].clone();
         let mut security = security(namespaces);
         security.privileged = is_privileged(&container);
-        let name = manifest.replace('/', "-");
-        (self.default.run_pod_with(&name, security), container)
+        let name = set["metadata"]["name"].as_str().expect("a name");
+        (self.default.run_pod_with(name, security), container)
     }
+}
+
+/// The commands of the document that begin so.
+fn commands(start: &str) -> Vec<String> {
+    let block = markdown::block("docs/kubernetes.md", start);
+    block.text.lines().map(str::to_owned).collect()
+}
+
+/// The DaemonSet in what `kubectl VERB -k DIRECTORY` sends to the cluster.
+fn daemon_set(verb: &str, command: &str) -> Value {
+    let words: Vec<_> = command.split_whitespace().take(4).collect();
+    let ["kubectl", found, "-k", directory] = words[..] else {
+        panic!("not kubectl: {command}");
+    };
+    assert_eq!(found, verb, "{command}");
+    let rendered = Command::new("kubectl")
+        .args(["kustomize", directory])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("run kubectl");
+    assert!(rendered.status.success(), "{rendered:?}");
+    let manifests = from_yaml(&rendered.stdout);
+    let is_set = |manifest: &&Value| manifest["kind"] == "DaemonSet";
+    let sets: Vec<_> = manifests.iter().filter(is_set).collect();
+    let [set] = sets[..] else {
+        panic!("one DaemonSet: {manifests:?}");
+    };
+    assert_eq!(set["metadata"]["namespace"], "kube-system");
+    set.clone()
+}
+
+/// All documents of a text.
+pub fn from_yaml(text: &[u8]) -> Vec<Value> {
+    let convert = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))";
+    let mut python = Command::new("/usr/bin/python3")
+        .args(["-c", convert])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("run python3");
+    let mut stdin = python.stdin.take().expect("a pipe");
+    stdin.write_all(text).expect("write to python3");
+    drop(stdin);
+    let output = python.wait_with_output().expect("wait for python3");
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 /// The manifest as JSON.
 fn manifest_of(file: &str) -> Value {
     let path = format!("{}/deploy/{file}", env!("CARGO_MANIFEST_DIR"));
-    let convert = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))";
-    let output = Command::new("/usr/bin/python3")
-        .args(["-c", convert, &path])
-        .output()
-        .expect("run python3");
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    let text = fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    from_yaml(&text).remove(0)
 }
 
 fn is_privileged(container: &Value) -> bool {
@@ -210,7 +253,7 @@ fn handler_is_known(node: &Node) -> bool {
 fn install_and_uninstall(node: &Node) {
     let before = configuration();
     assert!(!handler_is_known(node));
-    let (pod, container) = node.run_pod("daemonset.yaml");
+    let (pod, container) = node.apply(&commands("kubectl apply -k deploy")[0]);
     let installer = start(node, &pod, &container);
     installer.until_log("stdout node: installed handler rs");
     assert_eq!(node.restarts(), 1);
@@ -224,9 +267,20 @@ fn install_and_uninstall(node: &Node) {
     let again = start(node, &pod, &container);
     again.until_log("stdout node: installed handler rs");
     assert_eq!(node.restarts(), 1);
-    again.stop(60);
 
-    let (pod, container) = node.run_pod("uninstall/daemonset.yaml");
+    let undo = commands("kubectl delete -k deploy");
+    let [delete, apply, delete_again] = &undo[..] else {
+        panic!("three commands: {undo:?}");
+    };
+    assert_eq!(
+        daemon_set("delete", delete),
+        daemon_set("apply", &commands("kubectl apply -k deploy")[0])
+    );
+    again.stop(60);
+    pod.stop();
+    pod.remove();
+
+    let (pod, container) = node.apply(apply);
     let refused = start(node, &pod, &container);
     assert_eq!(refused.wait().0, 1);
     let log = refused.log_lines().join("\n");
@@ -235,20 +289,26 @@ fn install_and_uninstall(node: &Node) {
     assert_eq!(ours.1.exec("echo fine"), "fine\n");
     ours.0.stop();
     ours.0.remove();
-    world::until("our server to end", || world::shims().len() == 3);
+    // Those of the default pod and of the uninstaller stay.
+    world::until("our server to end", || world::shims().len() == 2);
     let uninstaller = start(node, &pod, &container);
     uninstaller.until_log("stdout node: removed");
     assert_eq!(node.restarts(), 2);
     assert_eq!(configuration(), before);
     assert!(!Path::new(BINARY).exists());
     assert!(!handler_is_known(node));
+    assert_eq!(
+        daemon_set("delete", delete_again),
+        daemon_set("apply", apply)
+    );
     uninstaller.stop(60);
+    assert_eq!(uninstaller.wait().0, 0);
 }
 
 /// A node that may not be labelled, or cannot, gets the handler all the same.
 fn label_is_refused(node: &Node) {
     api::give_token("another");
-    let (pod, container) = node.run_pod("daemonset.yaml");
+    let (pod, container) = node.apply(&commands("kubectl apply -k deploy")[0]);
     let installer = start(node, &pod, &container);
     installer.until_log("stdout node: installed handler rs");
     let log = installer.log_lines().join("\n");
@@ -275,7 +335,7 @@ fn label_is_refused(node: &Node) {
 /// old configuration is put back.
 fn refused_configuration(node: &Node) {
     let before = configuration();
-    let (pod, container) = node.run_pod("daemonset.yaml");
+    let (pod, container) = node.apply(&commands("kubectl apply -k deploy")[0]);
     let installer = start(node, &pod, &container);
     // By its log: there is no containerd to ask for a while.
     world::until("the old configuration to be back", || {
@@ -291,7 +351,7 @@ fn refused_configuration(node: &Node) {
 /// Another's handler with the same name is left alone.
 fn handler_of_others(node: &Node) {
     let before = configuration();
-    let (pod, container) = node.run_pod("daemonset.yaml");
+    let (pod, container) = node.apply(&commands("kubectl apply -k deploy")[0]);
     let installer = start(node, &pod, &container);
     assert_eq!(installer.wait().0, 1);
     let log = installer.log_lines().join("\n");

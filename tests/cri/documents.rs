@@ -5,16 +5,16 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::messages::{Empty, ListPodSandboxResponse};
+use crate::messages::{ContainerState, Empty, ListPodSandboxResponse};
 use crate::pods::{Container, Cri, Pod};
-use crate::{left, world};
+use crate::{deploy, left, world};
 
 const KUBERNETES: &str = "docs/kubernetes.md";
 const README: &str = "README.md";
 const STAY: &str = "exec sleep 100000";
 
 /// The first block of this language after the line that begins so.
-fn block(line: &str, language: &str) -> String {
+pub fn block(line: &str, language: &str) -> String {
     let document = if line.starts_with("**") {
         README
     } else {
@@ -129,27 +129,58 @@ fn with_crun(cri: &Cri) {
     assert!(Path::new(&state).exists(), "no {state}");
 }
 
-/// The link, its restart, and the way back.
-fn link(cri: &Cri) {
-    let cri = &Cri::new(cri.version, "");
-    let link = "/run/containerd/shims/containerd-shim-runc-v2";
-    let theirs = run_pod(cri, "before", CONTAINERDS);
-    let binary = fs::read_link(format!("/proc/{}/exe", world::shims()[0])).expect("its binary");
-    command(&["ln", "-s", "/usr/local/bin/containerd-shim-rs-v2", link]);
-    run_pod(cri, "remembered", CONTAINERDS);
+/// The RuntimeClass's handler runs the pod's container.
+fn runtime_class(cri: &Cri) {
+    let manifests = deploy::from_yaml(block("## Let pods use it", "yaml").as_bytes());
+    let [class, pod] = &manifests[..] else {
+        panic!("a RuntimeClass and a Pod: {manifests:?}");
+    };
+    assert_eq!(pod["spec"]["runtimeClassName"], class["metadata"]["name"]);
+    let handler = class["handler"].as_str().expect("a handler");
+    let name = pod["metadata"]["name"].as_str().expect("a name");
+    let container = &pod["spec"]["containers"][0];
+    assert_eq!(container["image"], "busybox");
+    let words = container["command"].as_array().expect("a command");
+    let words = words
+        .iter()
+        .map(|word| word.as_str().expect("a word").to_owned());
 
-    restart(cri);
-    let ours = run_pod(cri, "after", OURS);
-    assert_eq!(theirs.1.exec("echo fine"), "fine\n");
+    let cri = Cri::new(cri.version, handler);
+    let running = cri.run_pod(name);
+    let container = running.run_with("", |config| config.command = words.collect());
+    assert_eq!(container.status().state(), ContainerState::Running);
+    assert!(server_is(&running, OURS));
+}
 
-    // The way back; not even the binary is needed then.
-    let binary = binary.to_str().expect("UTF-8");
-    command(&["ln", "-sfn", binary, link]);
-    fs::remove_file("/usr/local/bin/containerd-shim-rs-v2").expect("remove the binary");
-    restart(cri);
-    run_pod(cri, "back", CONTAINERDS);
-    assert_eq!(ours.1.exec("echo fine"), "fine\n");
-    assert_eq!(ours.0.run("exit 3").wait().0, 3);
+/// With the handler's table alone, containerd 1.x has no default handler: CRI does not start.
+fn table_without_runc(version: &'static str, test: &str) {
+    let all = block("### containerd 1.6 and 1.7", "toml");
+    let (_, alone) = all.split_once("\n\n").expect("two tables");
+    let file = test.replace("::", "-");
+    let file = format!("{}/{file}.toml", env!("CARGO_TARGET_TMPDIR"));
+    fs::write(&file, alone).expect("write the table to a file");
+    world::enter_with(version, &[("CRI", &file)], test, || {
+        world::until("containerd to say so", || {
+            let log = fs::read_to_string("/run/containerd/daemon.log").expect("containerd's log");
+            log.contains("no corresponding runtime configured")
+        });
+    });
+}
+
+#[test]
+fn table_without_runc_in_containerd_1_6() {
+    table_without_runc(
+        "1.6",
+        concat!(module_path!(), "::table_without_runc_in_containerd_1_6"),
+    );
+}
+
+#[test]
+fn table_without_runc_in_containerd_1_7() {
+    table_without_runc(
+        "1.7",
+        concat!(module_path!(), "::table_without_runc_in_containerd_1_7"),
+    );
 }
 
 /// A newer binary under running pods.
@@ -157,6 +188,10 @@ fn upgrade(cri: &Cri) {
     let old = run_pod(cri, "old", OURS);
     let old_server = world::shims()[0];
     let binary = "/run/containerd/shims/containerd-shim-rs-v2";
+    // To write into it is refused.
+    let copied = Command::new("cp").args(["/bin/true", binary]).output();
+    let error = String::from_utf8(copied.expect("run cp").stderr).expect("UTF-8");
+    assert!(error.contains("Text file busy"), "{error}");
     let new = format!("{binary}.new");
     command(&["cp", binary, &new]);
     fs::rename(&new, binary).expect("replace the binary");
@@ -175,7 +210,7 @@ fn upgrade(cri: &Cri) {
     );
 }
 
-fn restart(cri: &Cri) {
+pub fn restart(cri: &Cri) {
     world::stop_containerd();
     world::start_containerd();
     world::until("CRI to answer", || {
@@ -211,9 +246,7 @@ blocks! {
     options_in_containerd_1_6: "1.6", "### Options in containerd 1.6", with_crun;
     options_in_containerd_1_7: "1.7", "### Options in containerd 1.7", with_crun;
     options_in_containerd_2: "2", "### Options in containerd 2", with_crun;
+    pod_with_a_runtime_class: "2", "### containerd 2\n", runtime_class;
     upgrade_with_containerd_1_7: "1.7", "### containerd 1.6 and 1.7", upgrade;
     upgrade_with_containerd_2: "2", "### containerd 2\n", upgrade;
-    link_in_containerd_1_6: "1.6", "### containerd 1.6 and 1.7", link;
-    link_in_containerd_1_7: "1.7", "### containerd 1.6 and 1.7", link;
-    link_in_containerd_2: "2", "### containerd 2\n", link;
 }

@@ -22,7 +22,13 @@ mod deploy;
 mod documents;
 mod grpc;
 mod left;
+#[path = "../documents/machine.rs"]
+mod machine;
+#[path = "../documents/markdown.rs"]
+#[allow(dead_code, reason = "a part of it is for the check of all documents")]
+mod markdown;
 mod messages;
+mod migrations;
 mod pods;
 mod spdy;
 mod upgraded;

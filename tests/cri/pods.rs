@@ -172,6 +172,16 @@ impl<'a> Pod<'a> {
 
     /// Creates a container.
     pub fn create(&self, script: &str, change: impl FnOnce(&mut ContainerConfig)) -> Container<'a> {
+        let container = self.try_create(script, change);
+        container.unwrap_or_else(|status| panic!("CreateContainer {script}: {status:?}"))
+    }
+
+    /// Creates a container, whatever its end.
+    pub fn try_create(
+        &self,
+        script: &str,
+        change: impl FnOnce(&mut ContainerConfig),
+    ) -> Result<Container<'a>, Status> {
         let number = self.cri.containers.fetch_add(1, Ordering::Relaxed);
         let name = format!("container-{number}");
         let mut config = ContainerConfig {
@@ -197,12 +207,12 @@ impl<'a> Pod<'a> {
             config: Some(config),
             sandbox_config: Some(self.config.clone()),
         };
-        let answer: ContainerId = self.cri.ok("CreateContainer", &request);
-        Container {
+        let answer: ContainerId = self.cri.call("CreateContainer", &request)?;
+        Ok(Container {
             cri: self.cri,
             id: answer.container_id,
             log,
-        }
+        })
     }
 
     /// The namespaces that the pod was made with.

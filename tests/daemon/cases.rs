@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use nix::pty::{OpenptyResult, Winsize, openpty};
 
@@ -376,7 +377,12 @@ fn pids(ctr: &Ctr) -> Vec<i32> {
 
 /// Runs `command` on a terminal of 33 rows and 121 columns, types `input`, and
 /// returns all it printed and its exit code.
-pub fn on_terminal(mut command: Command, input: &str) -> (String, i32) {
+pub fn on_terminal(command: Command, input: &str) -> (String, i32) {
+    typed(command, &[("", input)])
+}
+
+/// As [`on_terminal`], in steps: what must be printed after the last step, and what is then typed.
+pub fn typed(mut command: Command, steps: &[(&str, &str)]) -> (String, i32) {
     let size = Winsize {
         ws_row: 33,
         ws_col: 121,
@@ -390,23 +396,37 @@ pub fn on_terminal(mut command: Command, input: &str) -> (String, i32) {
         .stdout(end())
         .stderr(end())
         .spawn()
-        .expect("spawn ctr");
+        .expect("spawn a program");
     drop((command, slave));
     let mut master = File::from(master);
-    master.write_all(input.as_bytes()).expect("type");
+    let printed = Arc::new(Mutex::new(Vec::new()));
+    let text = || String::from_utf8_lossy(&printed.lock().expect("no panic")).into_owned();
     let (send, receive) = std::sync::mpsc::channel();
+    let (mut from, to) = (master.try_clone().expect("dup"), printed.clone());
     std::thread::spawn(move || {
         // The end of a terminal is an error, EIO.
-        let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
-        while let Ok(count @ 1..) = master.read(&mut buffer) {
-            bytes.extend_from_slice(&buffer[..count]);
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            to.lock()
+                .expect("no panic")
+                .extend_from_slice(&buffer[..count]);
         }
-        let status = child.wait().expect("wait for ctr");
-        let _ = send.send((
-            String::from_utf8_lossy(&bytes).into_owned(),
-            status.code().unwrap_or(-1),
-        ));
+        let status = child.wait().expect("wait for a program");
+        let _ = send.send(status.code().unwrap_or(-1));
     });
-    let done = receive.recv_timeout(world::limit());
-    done.unwrap_or_else(|_| panic!("waited {:?} for ctr on a terminal", world::limit()))
+    let mut seen = 0;
+    for (wanted, input) in steps {
+        let what = format!("{wanted:?} on a terminal");
+        world::until(&what, || {
+            let text = text();
+            let found = text[seen..].find(wanted);
+            seen += found.map_or(0, |start| start + wanted.len());
+            found.is_some()
+        });
+        master.write_all(input.as_bytes()).expect("type");
+    }
+    match receive.recv_timeout(world::limit()) {
+        Ok(code) => (text(), code),
+        Err(_) => panic!("waited {:?} for the end of {:?}", world::limit(), text()),
+    }
 }

@@ -13,8 +13,15 @@
 
 mod cases;
 mod ctr;
+mod documents;
+#[path = "../documents/machine.rs"]
+mod machine;
+#[path = "../documents/markdown.rs"]
+#[allow(dead_code, reason = "a part of it is for the check of all documents")]
+mod markdown;
 mod rootless;
 mod stdio;
+mod upgrades;
 mod world;
 
 use ctr::Naming;
@@ -77,6 +84,13 @@ macro_rules! namings {
                 containerd_restarted_during_output_to_a_logger
             }
         }
+        mod documents {
+            cases! { $version, crate::Naming::Name, documents;
+                containers_of_the_readme
+                servers_of_the_readme
+                errors_of_others
+            }
+        }
     };
 }
 
@@ -88,4 +102,11 @@ mod containerd_1_7 {
 }
 mod containerd_2 {
     namings! { "2" }
+}
+mod upgrades_from_containerd_2 {
+    cases! { "2", crate::Naming::Name, upgrades;
+        containerd_upgraded_and_rolled_back
+        rollback_loses_containers_of_containerds_own_shim
+        binary_removed
+    }
 }

@@ -8,13 +8,8 @@ use std::fs;
 use std::process::Command;
 
 use crate::docker::Docker;
+use crate::markdown;
 use crate::world::{LIMIT, SHIMS};
-
-/// A fenced block: its language, and its lines.
-struct Block<'a> {
-    language: &'a str,
-    lines: Vec<&'a str>,
-}
 
 pub fn commands_for_docker_20(d: &Docker) {
     run(d, "23 and newer");
@@ -27,23 +22,21 @@ pub fn commands_for_docker_28(d: &Docker) {
 /// Runs all blocks but those below a heading that contains `others`.
 fn run(d: &Docker, others: &str) {
     install();
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/docker.md"));
-    let text = text.expect("read the document");
-    let blocks = blocks(&text, others);
+    let mut blocks = markdown::blocks("docs/docker.md");
+    blocks.retain(|block| !block.heading.contains(others));
     assert!(
         blocks.len() >= 4,
         "the document has only {} blocks",
         blocks.len()
     );
     for block in blocks {
-        match block.language {
-            "console" => console(&block.lines),
-            "json" => d.configure(&block.lines.join("\n")),
+        match block.language.as_str() {
+            "console" => console(&block.text),
+            "json" => d.configure(&block.text),
             "toml" => {
-                let path = block.lines[0]
-                    .strip_prefix("# ")
-                    .expect("the path of the file");
-                fs::write(path, block.lines.join("\n")).expect("write a file");
+                let path = block.first_line().strip_prefix("# ");
+                let path = path.expect("the path of the file");
+                fs::write(path, &block.text).expect("write a file");
             }
             other => panic!("a block of language {other:?}"),
         }
@@ -63,33 +56,10 @@ pub fn install() {
     assert!(status.expect("run systemctl").success());
 }
 
-fn blocks<'a>(text: &'a str, others: &str) -> Vec<Block<'a>> {
-    let mut blocks = Vec::new();
-    let mut is_ours = true;
-    let mut open: Option<Block> = None;
-    for line in text.lines() {
-        match (line.strip_prefix("```"), open.take()) {
-            (Some(_), Some(block)) if is_ours => blocks.push(block),
-            (Some(_), Some(_)) => {}
-            (Some(language), None) => {
-                let lines = Vec::new();
-                open = Some(Block { language, lines });
-            }
-            (None, Some(mut block)) => {
-                block.lines.push(line);
-                open = Some(block);
-            }
-            (None, None) if line.starts_with('#') => is_ours = !line.contains(others),
-            (None, None) => {}
-        }
-    }
-    blocks
-}
-
 /// Runs the commands as one script; each must succeed, and the output must have the other lines.
-fn console(lines: &[&str]) {
+fn console(block: &str) {
     let (commands, wanted): (Vec<&str>, Vec<&str>) =
-        lines.iter().partition(|line| line.starts_with("$ "));
+        block.lines().partition(|line| line.starts_with("$ "));
     let commands: Vec<_> = commands.iter().map(|line| &line[2..]).collect();
     let script = commands.join("\n");
     let done = Command::new("timeout")

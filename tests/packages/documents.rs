@@ -1,8 +1,13 @@
-//! The man page and the completion say what `--help` says.
+//! The man page and the completion say what `--help` says; and what the documents say of building,
+//! installing and testing is done.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use crate::{NAME, binary, run, sh};
+use crate::ctr::{Ctr, Naming};
+use crate::installed::{cover, hide_the_copies_of_the_world};
+use crate::{NAME, binary, markdown, run, sh, world};
 
 /// What `--help` of the built program prints.
 fn help() -> String {
@@ -83,4 +88,78 @@ fn completion_offers_what_the_help_lists() {
             .map(String::as_str),
         Some("/etc/host.conf")
     );
+}
+
+/// Runs commands in the repository as a person would type them: there is a `sudo`.
+fn type_in(commands: &str) -> String {
+    let directory = tempfile::tempdir().expect("a directory");
+    let sudo = directory.path().join("sudo");
+    fs::write(&sudo, "#!/bin/sh\nexec \"$@\"\n").expect("write a script");
+    fs::set_permissions(&sudo, fs::Permissions::from_mode(0o755)).expect("chmod");
+    sh(&format!(
+        "PATH={}:$PATH\n{commands}",
+        directory.path().display()
+    ))
+}
+
+#[test]
+fn shim_is_installed_as_the_documents_say() {
+    // What takes its time is done before the world, whose time is limited.
+    sh("make --no-print-directory build");
+    let test = concat!(module_path!(), "::shim_is_installed_as_the_documents_say");
+    world::enter("1.7", test, || {
+        cover();
+        hide_the_copies_of_the_world();
+        let ctr = Ctr::new(Naming::Name);
+        for document in ["README.md", "docs/kubernetes.md", "docs/upgrade.md"] {
+            type_in(&markdown::block(document, "make build && sudo").text);
+            ctr.run(&["--rm"], "box", &["echo", document])
+                .expect(0, &format!("{document}\n"));
+            sh("make --no-print-directory uninstall");
+        }
+    });
+}
+
+#[test]
+fn installer_is_made_as_the_document_says() {
+    type_in(&markdown::block("docs/kubernetes.md", "make installer").text);
+    let test = concat!(module_path!(), "::installer_is_made_as_the_document_says");
+    world::enter("1.7", test, || {
+        sh("ctr image import build/installer.tar");
+        let image = "localhost/containerd-shim-rs-v2-installer:latest";
+        let ctr = Ctr::new(Naming::Name);
+        let in_it = |words: &str| {
+            ctr.call(&format!(
+                "run --rm --runtime {} {image} box {words}",
+                ctr.runtime()
+            ))
+        };
+        let version = in_it("/opt/containerd-shim-rs-v2 -v");
+        assert!(version.stdout.starts_with(NAME), "{version:?}");
+        // Without a verb the installer says how it is used.
+        let usage = in_it("node");
+        assert!(usage.stdout.contains("node install"), "{usage:?}");
+        assert_eq!(usage.code(), 2, "{usage:?}");
+    });
+}
+
+#[test]
+fn parts_of_the_tests_are_run_as_contributing_says() {
+    let block = markdown::block("CONTRIBUTING.md", "cargo test --lib").text;
+    let printed = type_in(&block);
+    let passed = printed
+        .lines()
+        .filter(|line| line.starts_with("test result: ok. "));
+    let counts = passed.map(|line| line.split(' ').nth(3).and_then(|n| n.parse().ok()));
+    let counts: Vec<Option<usize>> = counts.collect();
+    assert_eq!(counts.len(), 2, "{printed}");
+    assert!(counts.iter().all(|count| *count > Some(10)), "{printed}");
+}
+
+#[test]
+fn differences_are_generated_as_the_document_says() {
+    let before = markdown::read("docs/differences.md");
+    type_in(&markdown::block("docs/differences.md", "UPDATE_DOCS=1").text);
+    let after = markdown::read("docs/differences.md");
+    assert!(before == after, "docs/differences.md was out of date");
 }

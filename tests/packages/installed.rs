@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 
 use crate::ctr::{Ctr, Naming};
-use crate::{NAME, package, sh, try_sh, world};
+use crate::{NAME, markdown, sh, try_sh, world};
 
 /// What an installation or a package manager may write to.
 const WRITTEN: [&str; 4] = ["/usr", "/etc", "/var/lib/dpkg", "/var/lib/rpm"];
@@ -17,7 +17,7 @@ const VERSION: &str = "1.7";
 /// A way to install.
 struct Way {
     install: String,
-    remove: &'static str,
+    remove: String,
     /// Where the program then is.
     bin: &'static str,
 }
@@ -25,39 +25,42 @@ struct Way {
 fn by_make() -> Way {
     Way {
         install: "make --no-print-directory install".to_owned(),
-        remove: "make --no-print-directory uninstall",
+        remove: "make --no-print-directory uninstall".to_owned(),
         bin: "/usr/local/bin",
     }
 }
 
-fn by_dpkg() -> Way {
-    sh("make --no-print-directory deb");
-    let end = if cfg!(target_arch = "aarch64") {
-        "arm64.deb"
-    } else {
-        "amd64.deb"
+/// The commands of a row in the table of docs/install.md, for this machine.
+fn commands(row: &str, column: usize) -> Vec<String> {
+    let commands = markdown::spans("docs/install.md", row, column);
+    let of_this_machine = |command: String| match cfg!(target_arch = "aarch64") {
+        true => command
+            .replace("amd64", "arm64")
+            .replace("x86_64", "aarch64"),
+        false => command,
     };
-    Way {
-        install: format!("dpkg --install {}", package(end).display()),
-        remove: "dpkg --purge containerd-shim-rs-v2",
-        bin: "/usr/bin",
-    }
+    commands.into_iter().map(of_this_machine).collect()
 }
 
-fn by_rpm() -> Way {
-    sh("make --no-print-directory rpm");
-    let end = format!("{}.rpm", std::env::consts::ARCH);
+/// Packs as the table has it; how it is then installed and removed.
+fn by_package(row: &str) -> Way {
+    let install = commands(row, 1);
+    let [pack, install] = &install[..] else {
+        panic!("to pack and to install: {install:?}");
+    };
+    sh(pack);
+    // Debian's rpm wants to be told that it is meant.
+    let meant = |command: &str| command.replacen("rpm -", "rpm --force-debian --nodeps -", 1);
     Way {
-        // Debian's rpm wants to be told that it is meant.
-        install: format!("rpm --force-debian --nodeps -i {}", package(&end).display()),
-        remove: "rpm --force-debian -e containerd-shim-rs-v2",
+        install: meant(install),
+        remove: meant(&commands(row, 2)[0]),
         bin: "/usr/bin",
     }
 }
 
 /// Puts a throw-away layer over each directory of [`WRITTEN`]; the layers are below the
 /// returned directory, which is on a file system of its own.
-fn cover() -> &'static Path {
+pub fn cover() -> &'static Path {
     let layers = Path::new("/run/layers");
     fs::create_dir_all(layers).expect("create /run/layers");
     let none = None::<&str>;
@@ -102,7 +105,7 @@ fn written(layers: &Path) -> String {
 }
 
 /// Only the installed program is there for containerd to find.
-fn hide_the_copies_of_the_world() {
+pub fn hide_the_copies_of_the_world() {
     for name in [NAME, "containerd-shim-runc-v2"] {
         fs::remove_file(Path::new("/run/containerd/shims").join(name)).expect("remove a shim");
     }
@@ -134,19 +137,19 @@ fn case(way: &Way) {
     assert_eq!(exe.to_str(), Some(program.as_str()));
     ctr.exec("box", "one", "echo in use").expect(0, "in use\n");
 
-    let refusal = try_sh(way.remove).expect_err("removal while a server runs");
+    let refusal = try_sh(&way.remove).expect_err("removal while a server runs");
     let named = format!("pid {}, for {}/box", servers[0], world::namespace());
     assert!(refusal.contains(&named), "no {named:?} in {refusal}");
     assert!(Path::new(&program).exists(), "removed after all");
     // To install the same again is an upgrade, which a server may see.
     sh(&way.install.replace(" -i ", " -U --replacepkgs "));
-    let refusal = try_sh(way.remove).expect_err("removal after an upgrade");
+    let refusal = try_sh(&way.remove).expect_err("removal after an upgrade");
     assert!(refusal.contains(&named), "no {named:?} in {refusal}");
     ctr.exec("box", "two", "echo in use").expect(0, "in use\n");
     ctr.remove("box");
     world::until("the server to end", || world::shims().is_empty());
 
-    sh(way.remove);
+    sh(&way.remove);
     assert_eq!(written(layers), "", "left behind");
     assert!(!Path::new(&program).exists(), "{program} is still there");
     let directories = sh(&format!(
@@ -165,10 +168,9 @@ fn forced() {
     let way = by_make();
     sh(&way.install);
     ctr.detached("box", "exec sleep 1000");
-    let printed = sh(&format!("FORCE=1 {} 2>&1", way.remove));
+    let commands = markdown::block("docs/install.md", "FORCE=1 make uninstall").text;
+    let printed = sh(&format!("{{ {commands} }} 2>&1"));
     assert!(printed.contains("although servers of it run"), "{printed}");
-    let go = sh("readlink -f $(dirname $(command -v containerd))/containerd-shim-runc-v2");
-    std::os::unix::fs::symlink(go.trim(), format!("{}/{NAME}", way.bin)).expect("make the link");
     world::stop_containerd();
     world::start_containerd();
     assert_eq!(ctr.task("box").expect("the task is kept").1, "RUNNING");
@@ -192,7 +194,7 @@ fn debian_package_is_used_and_purged() {
     world::enter(
         VERSION,
         concat!(module_path!(), "::debian_package_is_used_and_purged"),
-        || case(&by_dpkg()),
+        || case(&by_package("Debian package")),
     );
 }
 
@@ -201,7 +203,31 @@ fn rpm_is_used_and_removed() {
     world::enter(
         VERSION,
         concat!(module_path!(), "::rpm_is_used_and_removed"),
-        || case(&by_rpm()),
+        || case(&by_package("rpm")),
+    );
+}
+
+/// There is nothing that would remove it.
+fn tarball() {
+    cover();
+    hide_the_copies_of_the_world();
+    for command in commands("tarball", 1) {
+        sh(&command);
+    }
+    let ctr = Ctr::new(Naming::Name);
+    ctr.run(&["--rm"], "box", &["echo", "in use"])
+        .expect(0, "in use\n");
+    let readme = sh("find /usr/local/share -name README.md");
+    let directory = Path::new(readme.trim()).parent().expect("a directory");
+    assert!(directory.join("docs/upgrade.md").exists(), "{readme}");
+}
+
+#[test]
+fn tarball_is_used() {
+    world::enter(
+        VERSION,
+        concat!(module_path!(), "::tarball_is_used"),
+        tarball,
     );
 }
 

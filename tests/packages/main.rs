@@ -10,6 +10,9 @@
 mod build;
 mod documents;
 mod installed;
+#[allow(dead_code, reason = "a part of it is for the check of all documents")]
+#[path = "../documents/markdown.rs"]
+mod markdown;
 
 // A part of them is used here.
 #[allow(dead_code)]

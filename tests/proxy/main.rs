@@ -8,6 +8,9 @@
 )]
 
 mod document;
+#[allow(dead_code, reason = "a part of it is for the check of all documents")]
+#[path = "../documents/markdown.rs"]
+mod markdown;
 
 // A part of them is used here.
 #[allow(dead_code)]
@@ -22,7 +25,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
 use ctr::{Ctr, Naming};
-use document::{Block, blocks};
+use document::blocks;
 
 /// A plugin, in the words of the document.
 #[derive(Clone, Copy)]
@@ -71,7 +74,7 @@ impl Plugin {
     /// Starts it with the command of the document, and waits until it listens.
     fn start(&self) -> Running {
         let blocks = blocks();
-        let mut commands = blocks.iter().filter_map(Block::shell);
+        let mut commands = blocks.iter().filter_map(document::shell);
         let command = commands.find(|text| text.starts_with(self.start_of_command()));
         let command = command.expect("the document starts the plugin");
         let log = fs::OpenOptions::new()
@@ -108,7 +111,7 @@ impl Plugin {
         let heading = format!("[proxy_plugins.{}]", self.name);
         let text = blocks
             .iter()
-            .find_map(|block| block.toml().filter(|text| text.contains(&heading)));
+            .find_map(|block| document::toml(block).filter(|text| text.contains(&heading)));
         let mut text = text.expect("the document configures the plugin").to_owned();
         let file = "/run/containerd/config.toml";
         let mut config = fs::read_to_string(file).expect("read the world's configuration");
@@ -129,7 +132,7 @@ impl Plugin {
         let named = |text: &&str| text.starts_with("ctr plugins ls") && text.contains(self.name);
         let script = blocks
             .iter()
-            .filter_map(Block::shell)
+            .filter_map(document::shell)
             .find(named)
             .expect("how to use it");
         let output = Command::new("sh")

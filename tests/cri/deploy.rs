@@ -393,6 +393,12 @@ fn manifests_fit_together() {
     let script = fs::read_to_string(&script).expect("read the script");
     let handler = class["handler"].as_str().expect("a handler");
     assert!(script.contains(&format!("HANDLER=${{HANDLER:-{handler}}}")));
+    let block = markdown::block("docs/kubernetes.md", "scheduling:");
+    let scheduling = from_yaml(block.text.as_bytes()).remove(0);
+    assert_eq!(
+        scheduling["scheduling"]["nodeSelector"],
+        json!({LABEL: handler})
+    );
     let rights = manifest_of("rbac/rbac.yaml");
     let role = &rights["items"][1];
     assert_eq!(role["rules"][0]["verbs"], json!(["patch"]));

@@ -29,12 +29,16 @@ const DOCKER: &str = "tests/docker/document.rs";
 const PROXY: &str = "tests/proxy/main.rs";
 
 /// Documents of which one test runs all blocks.
-const WHOLE: [(&str, By); 2] = [
+const WHOLE: [(&str, By); 3] = [
     (
         "docs/docker.md",
         Found(DOCKER, "commands_for_docker_28", "docs/docker.md"),
     ),
     ("docs/logs.md", Illustration),
+    (
+        "docs/rootless.md",
+        Found("tests/daemon/rootless.rs", "document", "docs/rootless.md"),
+    ),
 ];
 
 /// A table of documents with rows: how the block or the heading above it begins, and what runs it.
@@ -80,6 +84,7 @@ const BLOCKS: &[(&str, &str, By)] = table! {
         "make installer" => Test(PACKAGES, "installer_is_made_as_the_document_says");
         "kubectl apply -k deploy" => Test(DEPLOY, "install_and_uninstall");
         "kubectl delete -k deploy" => Test(DEPLOY, "install_and_uninstall");
+        "scheduling:" => Test(DEPLOY, "manifests_fit_together");
     }
     "docs/proxy-plugins.md" {
         "cargo build --locked" => Found("tests/proxy/document.rs", "plugins_are_built_as_the_document_says", "docs/proxy-plugins.md");

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use containerd_shim_rs_v2::cli::{self, Action};
 use containerd_shim_rs_v2::error::{Context, Error, Result};
 use containerd_shim_rs_v2::{
-    COMPILER, NAME, REVISION, TARGET, VERSION, delete, info, log, ps, serve, start, sys,
+    COMPILER, NAME, REVISION, TARGET, VERSION, check, delete, info, log, ps, serve, start, sys,
 };
 
 /// How much containerd may send on standard input, in bytes.
@@ -38,6 +38,10 @@ fn run() -> Result<()> {
         Action::Delete(flags) => {
             log::warn_on_stderr();
             delete::run(&flags, &mut io::stdout())
+        }
+        Action::Check { json } => {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            check::run(json, path, &mut io::stdout())
         }
         Action::Ps { json } => ps::list(json, &mut io::stdout()),
         Action::Inspect { id } => ps::inspect(&id, &mut io::stdout()),

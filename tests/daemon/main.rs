@@ -12,6 +12,7 @@
 )]
 
 mod cases;
+mod check;
 mod ctr;
 mod stdio;
 mod world;
@@ -62,6 +63,11 @@ macro_rules! namings {
         }
         mod drop_in {
             cases! { $version, crate::Naming::DropIn }
+        }
+        mod operator {
+            cases! { $version, crate::Naming::Path, check;
+                check_tells_of_the_running_containerd
+            }
         }
         // How the runtime is named makes no difference to these.
         mod stdio {

@@ -995,6 +995,26 @@ const TABLE: &[Difference] = &[
     // operator
     fails(
         GO,
+        "check_tells_what_this_machine_offers",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
+        "check_without_an_oci_runtime_fails",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
+        "check_gives_up_an_oci_runtime_that_hangs",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
+        "check_tells_which_shim_comes_first",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
         "ps_lists_servers_and_what_they_have",
         "Go has no such action",
     ),

@@ -70,7 +70,9 @@ const KILLED: u32 = 137;
 #[inline(never)] // as `serve::run`
 pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
     let bundle = match flags.bundle.as_str() {
-        "" => Bundle::at(std::env::current_dir().context(|| "get the working directory")?),
+        "" => {
+            Bundle::at(std::env::current_dir().context(|| "get the working directory, the bundle")?)
+        }
         path => Bundle::at(path),
     };
     let pid = clean_up(flags, &bundle, &mut |warning| {
@@ -283,7 +285,7 @@ fn is_zombie(stat: &str) -> bool {
 fn remove_socket(bundle: &Bundle) -> Result<()> {
     let address = bundle.address()?.unwrap_or_default();
     match address.strip_prefix("unix://") {
-        Some(path) => socket::remove_dead(Path::new(path)).context(|| format!("remove {path}")),
+        Some(path) => socket::remove_dead(Path::new(path)),
         None => Ok(()),
     }
 }

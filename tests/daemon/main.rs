@@ -12,8 +12,8 @@
 )]
 
 mod cases;
-mod check;
 mod ctr;
+mod operator;
 mod stdio;
 mod world;
 
@@ -65,8 +65,9 @@ macro_rules! namings {
             cases! { $version, crate::Naming::DropIn }
         }
         mod operator {
-            cases! { $version, crate::Naming::Path, check;
+            cases! { $version, crate::Naming::Path, operator;
                 check_tells_of_the_running_containerd
+                start_error_is_quoted_in_one_line
             }
         }
         // How the runtime is named makes no difference to these.

@@ -992,6 +992,22 @@ const TABLE: &[Difference] = &[
         "Delete waits for the runtime of another call",
     ),
     fails(GO, "killed_runtime_exec_leaves_no_process", HALF),
+    // errors of start and delete
+    fails(
+        GO,
+        "errors_of_start_name_operation_object_and_cause",
+        "Go's errors end with a newline, or do not name the operation and the object",
+    ),
+    fails(
+        GO,
+        "errors_of_start_before_the_bundle_is_read",
+        "Go's errors end with a newline, or do not name the operation and the object",
+    ),
+    fails(
+        GO,
+        "warnings_of_delete_name_operation_object_and_cause",
+        "Go's errors end with a newline, or do not name the operation and the object",
+    ),
     // operator
     fails(
         GO,

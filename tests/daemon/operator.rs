@@ -1,5 +1,7 @@
-//! `check` beside a running containerd.
+//! What an operator sees: `check` beside a running containerd, and errors of `start` in
+//! containerd's own.
 
+use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
@@ -21,7 +23,7 @@ fn said(what: &str) -> (String, String) {
 }
 
 pub fn check_tells_of_the_running_containerd(_: &Ctr) {
-    let pid = std::fs::read_to_string("/run/containerd/daemon.pid").expect("containerd's pid");
+    let pid = fs::read_to_string("/run/containerd/daemon.pid").expect("containerd's pid");
     let running = format!("process {}, /run/containerd/containerd.sock", pid.trim());
     let (found, verdict) = said("containerd");
     assert!(found.ends_with(&running), "{found}");
@@ -39,4 +41,16 @@ pub fn check_tells_of_the_running_containerd(_: &Ctr) {
     let (found, verdict) = said("containerd");
     assert_eq!((&*found, &*verdict), ("not found", "mend"));
     world::start_containerd();
+}
+
+pub fn start_error_is_quoted_in_one_line(ctr: &Ctr) {
+    const SOCKETS: &str = "/run/containerd/s";
+    fs::write(SOCKETS, "").expect("put a file in the place of a directory");
+    ctr.run(&["--rm"], "box", &["true"]).expect_error(
+        "containerd-shim-rs-v2: create directory /run/containerd/s: \
+         it exists and is not a directory: exit status 1",
+    );
+    fs::remove_file(SOCKETS).expect("remove the file");
+    let output = ctr.run(&["--rm"], "box", &["echo", "on"]);
+    assert_eq!(output.stdout, "on\n");
 }

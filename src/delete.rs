@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::bundle::Bundle;
 use crate::cancel::{Cancel, Cause};
-use crate::cgroup::{Plan, Planned};
+use crate::cgroup::{self, Plan, Planned};
 use crate::cli::Flags;
 use crate::error::{Context, Error, Kind, Result};
 use crate::mount;
@@ -131,7 +131,12 @@ async fn delete_container(
     // defaults say.
     let (options, broken) = match bundle.options() {
         Ok(options) => (options, Ok(())),
-        Err(error) => (Options::default(), Err(error)),
+        Err(error) => {
+            let mut options = Options::default();
+            let path = bundle.spec().unwrap_or_default().linux.cgroups_path;
+            options.systemd_cgroup = cgroup::is_systemds(&options, &path);
+            (options, Err(error))
+        }
     };
     // The runtime needs a directory even if the bundle is gone.
     let place = match (bundle.path().is_dir(), bundle.path().parent()) {

@@ -992,6 +992,21 @@ const TABLE: &[Difference] = &[
         "Delete waits for the runtime of another call",
     ),
     fails(GO, "killed_runtime_exec_leaves_no_process", HALF),
+    fails(
+        GO,
+        "slice_path_is_a_plain_name_if_toml_says_so",
+        "Go does not know runtimeoptions.v1",
+    ),
+    depends(
+        GO,
+        "slice_path_means_systemd_where_it_runs",
+        "Go takes such a path for a plain name, where systemd runs, too",
+    ),
+    depends(
+        GO,
+        "slice_path_of_a_crashed_shim_is_removed_through_systemd",
+        "Go takes such a path for a plain name, where systemd runs, too",
+    ),
     // errors of start and delete
     fails(
         GO,

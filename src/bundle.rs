@@ -191,7 +191,9 @@ impl Bundle {
         let link = self.0.join("s");
         match std::os::unix::fs::symlink(dir, &link) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            result => result.context(|| format!("symlink {}", link.display())),
+            result => {
+                result.context(|| format!("create symlink {} to {}", link.display(), dir.display()))
+            }
         }
     }
 

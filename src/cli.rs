@@ -34,6 +34,11 @@ pub enum Action {
         /// The container.
         id: String,
     },
+    /// Print what this machine offers, and what is to be mended.
+    Check {
+        /// As JSON.
+        json: bool,
+    },
     /// Describe this shim and the OCI runtime.
     Info,
     /// Print the version.
@@ -85,11 +90,13 @@ PATH, then ask for its runtime:
 
 Usage:
   {NAME} -namespace NAME -id ID [FLAG...] [ACTION]
+  {NAME} check [--json]
   {NAME} ps [--json]
   {NAME} inspect ID
   {NAME} -info | -v | -h
 
 Actions:
+  check    print what this machine offers, and what is to be mended
   ps       list the servers that run on this machine
   inspect  print the state of the server that has container ID, as JSON
   start    find or start the server of the container, print its address
@@ -129,6 +136,9 @@ fn asks_for_help(args: &[OsString]) -> bool {
 fn for_people(args: &[OsString]) -> Option<Result<Action>> {
     let words: Vec<&str> = args.iter().map_while(|arg| arg.to_str()).collect();
     match words[..] {
+        ["check"] => Some(Ok(Action::Check { json: false })),
+        ["check", "--json" | "-json"] => Some(Ok(Action::Check { json: true })),
+        ["check", ..] => Some(Err(Error::invalid("check takes --json only, see --help"))),
         ["ps"] => Some(Ok(Action::Ps { json: false })),
         ["ps", "--json" | "-json"] => Some(Ok(Action::Ps { json: true })),
         ["ps", ..] => Some(Err(Error::invalid("ps takes --json only, see --help"))),
@@ -148,7 +158,7 @@ fn action_of_a_person(action: &str) -> Result<Action> {
             "shim namespace cannot be empty: {action} needs -namespace and -id, see --help"
         ))),
         _ => Err(Error::invalid(format!(
-            "unknown action {action:?}: the actions are ps, inspect, start and delete, see --help"
+            "unknown action {action:?}: the actions are check, ps, inspect, start and delete, see --help"
         ))),
     }
 }
@@ -359,7 +369,7 @@ mod tests {
         let text = |line: &str| action(line, &[]).unwrap_err().to_string();
         assert_eq!(
             text("frobnicate"),
-            "unknown action \"frobnicate\": the actions are ps, inspect, start and delete, see --help"
+            "unknown action \"frobnicate\": the actions are check, ps, inspect, start and delete, see --help"
         );
         for line in ["start", "delete", "-debug start"] {
             let error = text(line);
@@ -373,13 +383,15 @@ mod tests {
     #[test]
     fn actions_of_people() {
         for (line, expected) in [
+            ("check", Action::Check { json: false }),
+            ("check --json", Action::Check { json: true }),
             ("ps", Action::Ps { json: false }),
             ("ps --json", Action::Ps { json: true }),
             ("inspect c1", Action::Inspect { id: "c1".into() }),
         ] {
             assert_eq!(action(line, &[]), Ok(expected), "{line}");
         }
-        for line in ["ps c1", "inspect", "inspect a b"] {
+        for line in ["check c1", "ps c1", "inspect", "inspect a b"] {
             let error = action(line, &[]).unwrap_err().to_string();
             assert!(error.ends_with("see --help"), "{line}: {error}");
         }

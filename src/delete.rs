@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::bundle::Bundle;
 use crate::cancel::{Cancel, Cause};
-use crate::cgroup::{Plan, Planned};
+use crate::cgroup::{self, Plan, Planned};
 use crate::cli::Flags;
 use crate::error::{Context, Error, Kind, Result};
 use crate::mount;
@@ -70,7 +70,9 @@ const KILLED: u32 = 137;
 #[inline(never)] // as `serve::run`
 pub fn run(flags: &Flags, output: &mut impl Write) -> Result<()> {
     let bundle = match flags.bundle.as_str() {
-        "" => Bundle::at(std::env::current_dir().context(|| "get the working directory")?),
+        "" => {
+            Bundle::at(std::env::current_dir().context(|| "get the working directory, the bundle")?)
+        }
         path => Bundle::at(path),
     };
     let pid = clean_up(flags, &bundle, &mut |warning| {
@@ -129,7 +131,12 @@ async fn delete_container(
     // defaults say.
     let (options, broken) = match bundle.options() {
         Ok(options) => (options, Ok(())),
-        Err(error) => (Options::default(), Err(error)),
+        Err(error) => {
+            let mut options = Options::default();
+            let path = bundle.spec().unwrap_or_default().linux.cgroups_path;
+            options.systemd_cgroup = cgroup::is_systemds(&options, &path);
+            (options, Err(error))
+        }
     };
     // The runtime needs a directory even if the bundle is gone.
     let place = match (bundle.path().is_dir(), bundle.path().parent()) {
@@ -283,7 +290,7 @@ fn is_zombie(stat: &str) -> bool {
 fn remove_socket(bundle: &Bundle) -> Result<()> {
     let address = bundle.address()?.unwrap_or_default();
     match address.strip_prefix("unix://") {
-        Some(path) => socket::remove_dead(Path::new(path)).context(|| format!("remove {path}")),
+        Some(path) => socket::remove_dead(Path::new(path)),
         None => Ok(()),
     }
 }

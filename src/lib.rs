@@ -7,6 +7,7 @@
 
 pub mod cli;
 
+pub mod check;
 pub mod delete;
 pub mod info;
 pub mod probe;

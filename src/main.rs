@@ -1,6 +1,6 @@
 //! From arguments to an exit code. Only this file uses standard input and output.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,41 +8,52 @@ use std::process::ExitCode;
 use containerd_shim_rs_v2::cli::{self, Action};
 use containerd_shim_rs_v2::error::{Context, Error, Result};
 use containerd_shim_rs_v2::{
-    COMPILER, NAME, REVISION, TARGET, VERSION, delete, info, log, ps, serve, start, sys,
+    COMPILER, NAME, REVISION, TARGET, VERSION, check, delete, info, log, ps, serve, start, sys,
 };
 
 /// How much containerd may send on standard input, in bytes.
 const MAX_INPUT: u64 = 10 << 20;
 
 fn main() -> ExitCode {
-    match run() {
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default();
+    let args: Vec<OsString> = args.collect();
+    match run(&program, &args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let end = if is_quoted(&args) { "" } else { "\n" };
             // There may be no stderr. The exit code tells of the failure, too.
-            let _ = writeln!(io::stderr(), "{NAME}: {error}");
+            let _ = write!(io::stderr(), "{NAME}: {error}{end}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run() -> Result<()> {
+/// Whether containerd reads the error and goes on in the same line: `ERROR: exit status 1`.
+fn is_quoted(args: &[OsString]) -> bool {
+    let is_containerds = |action: &OsString| action == "start" || action == "delete";
+    args.last().is_some_and(is_containerds) && !io::stderr().is_terminal()
+}
+
+fn run(program: &OsStr, args: &[OsString]) -> Result<()> {
     sys::fd::close_on_exec_from(3).context(|| "set close-on-exec on inherited descriptors")?;
     // `pkill -USR1 containerd` also matches this program's name.
     sys::process::outlive_signals().context(|| "catch signals")?;
-    let mut args = std::env::args_os();
-    let program = args.next().unwrap_or_default();
-    let args: Vec<OsString> = args.collect();
-    match cli::parse(&args, |name| std::env::var_os(name))? {
+    match cli::parse(args, |name| std::env::var_os(name))? {
         Action::Start(flags) => start::run(&flags, &input()?, &mut io::stdout()),
         Action::Serve(flags) => serve::run(&flags),
         Action::Delete(flags) => {
             log::warn_on_stderr();
             delete::run(&flags, &mut io::stdout())
         }
+        Action::Check { json } => {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            check::run(json, path, &mut io::stdout())
+        }
         Action::Ps { json } => ps::list(json, &mut io::stdout()),
         Action::Inspect { id } => ps::inspect(&id, &mut io::stdout()),
         Action::Info => info::run(&input()?, &mut io::stdout()),
-        Action::Version => print_version(Path::new(&program)),
+        Action::Version => print_version(Path::new(program)),
         Action::Help => write!(io::stdout(), "{}", cli::help()).context(|| "print the help"),
         Action::NoAction => {
             let _ = writeln!(io::stderr(), "{}", cli::help());

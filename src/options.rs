@@ -47,6 +47,10 @@ pub struct Options {
     /// Make cgroups through systemd.
     #[serde(skip_serializing_if = "is_default")]
     pub systemd_cgroup: bool,
+    /// `systemd_cgroup` is false because somebody wrote so. Only TOML can tell that: in a
+    /// protobuf message false and nothing are the same.
+    #[serde(skip)]
+    pub is_systemd_refused: bool,
     /// Where a checkpoint's images are.
     #[serde(skip_serializing_if = "is_default")]
     pub criu_image_path: String,
@@ -161,7 +165,10 @@ impl Options {
             "iogid" => self.io_gid = number()?,
             "binaryname" => self.binary_name = text()?,
             "root" => self.root = text()?,
-            "systemdcgroup" => self.systemd_cgroup = boolean()?,
+            "systemdcgroup" => {
+                self.systemd_cgroup = boolean()?;
+                self.is_systemd_refused = !self.systemd_cgroup;
+            }
             "criuimagepath" => self.criu_image_path = text()?,
             "criuworkpath" => self.criu_work_path = text()?,
             "taskapiaddress" => self.task_api_address = text()?,
@@ -234,6 +241,7 @@ impl From<runc::Options> for Options {
             binary_name: message.binary_name,
             root: message.root,
             systemd_cgroup: message.systemd_cgroup,
+            is_systemd_refused: false,
             criu_image_path: message.criu_image_path,
             criu_work_path: message.criu_work_path,
             task_api_address: message.task_api_address,
@@ -273,6 +281,7 @@ mod tests {
             binary_name: "crun".into(),
             root: "/run/r".into(),
             systemd_cgroup: true,
+            is_systemd_refused: false,
             criu_image_path: "/i".into(),
             criu_work_path: "/w".into(),
             task_api_address: "ttrpc+unix:///t".into(),
@@ -362,6 +371,17 @@ mod tests {
             (got.binary_name.as_str(), got.systemd_cgroup),
             ("crun", true)
         );
+    }
+
+    #[test]
+    fn toml_tells_false_from_nothing() {
+        for (body, is_refused) in [
+            ("SystemdCgroup = false", true),
+            ("SystemdCgroup = true", false),
+            ("Root = '/r'", false),
+        ] {
+            assert_eq!(toml(body).unwrap().is_systemd_refused, is_refused, "{body}");
+        }
     }
 
     #[test]

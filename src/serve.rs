@@ -67,7 +67,7 @@ fn listener(path: &str) -> Result<UnixListener> {
             .map(UnixListener::from)
             .context(|| format!("take over the listening socket (descriptor {LISTENER_FD})"));
     }
-    match socket::claim(Path::new(path)).context(|| format!("listen on {path}"))? {
+    match socket::claim(Path::new(path))? {
         Claim::Ours(listener) => Ok(listener),
         Claim::Served => Err(Error::unknown(format!(
             "listen on {path}: another server is listening"

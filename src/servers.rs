@@ -115,7 +115,7 @@ impl Server {
             id: flags.id,
             binary,
             containerd: flags.address,
-            socket: socket(&dir),
+            socket: listening_sockets(&dir).into_iter().next(),
             uptime: sys::process::since_boot()
                 .as_secs()
                 .saturating_sub(started.as_secs()),
@@ -177,9 +177,10 @@ async fn connect(pid: i32, socket: &Path) -> Result<Client> {
     })
 }
 
-/// The path of the socket on which the process of directory `dir` accepts connections.
-fn socket(dir: &Path) -> Option<PathBuf> {
-    let descriptors = fs::read_dir(dir.join("fd")).ok()?;
+/// The paths of the sockets on which the process of directory `dir`, in `/proc`, accepts
+/// connections.
+pub fn listening_sockets(dir: &Path) -> Vec<PathBuf> {
+    let descriptors = fs::read_dir(dir.join("fd")).into_iter().flatten();
     let inodes: Vec<String> = descriptors
         .flatten()
         .filter_map(|entry| {
@@ -188,11 +189,9 @@ fn socket(dir: &Path) -> Option<PathBuf> {
             Some(inode.strip_suffix(']')?.to_owned())
         })
         .collect();
-    let table = fs::read_to_string(dir.join("net/unix")).ok()?;
-    table
-        .lines()
-        .skip(1)
-        .find_map(|line| listening(line, &inodes))
+    let table = fs::read_to_string(dir.join("net/unix")).unwrap_or_default();
+    let lines = table.lines().skip(1);
+    lines.filter_map(|line| listening(line, &inodes)).collect()
 }
 
 /// The path in a line of `/proc/net/unix`, if the socket is one of `inodes` and accepts

@@ -4,7 +4,7 @@
 //! Promises: the name is the one containerd computes, byte for byte; whoever
 //! claims a name at the same time as others gets it or learns that it is served;
 //! the socket is never open to anybody but its owner; nothing here waits for a
-//! server, however it hangs.
+//! server, however it hangs; an error names the call that failed, and its object.
 //!
 //! Lacks on purpose: abstract and vsock addresses, which no containerd asks for.
 //!
@@ -27,6 +27,8 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 use sha2::{Digest, Sha256};
+
+use crate::error::{Context, Error, Result};
 
 /// Where sockets are when containerd names no directory.
 pub const DEFAULT_DIR: &str = "/run/containerd/s";
@@ -84,24 +86,26 @@ fn join(elements: &[&str]) -> String {
 
 /// Listens at `path`, in a directory that is made (0700) if need be, unless a
 /// server does already; a dead server's socket is replaced.
-pub fn claim(path: &Path) -> io::Result<Claim> {
+pub fn claim(path: &Path) -> Result<Claim> {
     let dir = dir_of(path);
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    make_dir(dir)?;
     let _lock = lock(dir)?;
     // Twice only when the dead one was there, since nobody else comes meanwhile.
     loop {
         match listen_at(path) {
-            Err(Errno::EADDRINUSE) if is_served(path)? => return Ok(Claim::Served),
-            Err(Errno::EADDRINUSE) => remove(path)?,
-            result => return Ok(Claim::Ours(result?)),
+            Err((_, Errno::EADDRINUSE)) if is_served(path)? => return Ok(Claim::Served),
+            Err((_, Errno::EADDRINUSE)) => remove(path)?,
+            Err((operation, errno)) => return Err(failed(operation, path, errno)),
+            Ok(listener) => return Ok(Claim::Ours(listener)),
         }
     }
 }
 
 /// Removes the socket at `path` unless a server listens there; a missing one is
 /// no error.
-pub fn remove_dead(path: &Path) -> io::Result<()> {
-    if !path.try_exists()? {
+pub fn remove_dead(path: &Path) -> Result<()> {
+    let exists = path.try_exists();
+    if !exists.context(|| format!("look for socket {}", path.display()))? {
         return Ok(());
     }
     let _lock = lock(dir_of(path))?;
@@ -115,42 +119,65 @@ fn dir_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+/// Makes `dir` (0700), and what it is in.
+fn make_dir(dir: &Path) -> Result<()> {
+    let operation = || format!("create directory {}", dir.display());
+    match DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+        // Which of them it is, the cause would not tell.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let text = format!("{}: it exists and is not a directory", operation());
+            Err(Error::unknown(text))
+        }
+        made => made.context(operation),
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+        result => result.context(|| format!("remove dead socket {}", path.display())),
     }
 }
 
 /// Held while the result lives. Nobody holds it for longer than a few system
 /// calls, none of which can block.
-fn lock(dir: &Path) -> io::Result<File> {
-    let dir = File::open(dir)?;
-    dir.lock()?;
-    Ok(dir)
+fn lock(dir: &Path) -> Result<File> {
+    let locked = File::open(dir).and_then(|file| file.lock().map(|()| file));
+    locked.context(|| format!("lock directory {}", dir.display()))
 }
 
-fn listen_at(path: &Path) -> Result<UnixListener, Errno> {
-    let fd = stream_socket(SockFlag::SOCK_CLOEXEC)?;
+fn failed(operation: &str, path: &Path, errno: Errno) -> Error {
+    let cause = io::Error::from(errno);
+    Error::unknown(format!("{operation} socket {}: {cause}", path.display()))
+}
+
+/// An error names the operation.
+fn listen_at(path: &Path) -> std::result::Result<UnixListener, (&'static str, Errno)> {
+    let during = |operation| move |errno| (operation, errno);
+    let fd = stream_socket(SockFlag::SOCK_CLOEXEC).map_err(during("create"))?;
     // Linux makes the file with the socket's own mode: it is private from the start.
-    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    listen(&fd, Backlog::MAXALLOWABLE)?;
+    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(during("set the mode of"))?;
+    let address = UnixAddr::new(path).map_err(during("bind"))?;
+    bind(fd.as_raw_fd(), &address).map_err(during("bind"))?;
+    listen(&fd, Backlog::MAXALLOWABLE).map_err(during("listen on"))?;
     Ok(UnixListener::from(fd))
 }
 
-fn stream_socket(flags: SockFlag) -> Result<std::os::fd::OwnedFd, Errno> {
+fn stream_socket(flags: SockFlag) -> std::result::Result<std::os::fd::OwnedFd, Errno> {
     socket(AddressFamily::Unix, SockType::Stream, flags, None)
 }
 
 /// Whether a server listens at `path`, now: the kernel answers for it, at once.
-fn is_served(path: &Path) -> io::Result<bool> {
-    let fd = stream_socket(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
-    match connect(fd.as_raw_fd(), &UnixAddr::new(path)?) {
+fn is_served(path: &Path) -> Result<bool> {
+    let connected = || {
+        let fd = stream_socket(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)
+    };
+    match connected() {
         // EAGAIN: more clients wait than it has room for.
         Ok(()) | Err(Errno::EAGAIN) => Ok(true),
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
-        Err(error) => Err(error.into()),
+        Err(errno) => Err(failed("connect to", path, errno)),
     }
 }
 
@@ -300,8 +327,40 @@ mod tests {
     }
 
     #[test]
-    fn too_long_path_is_an_error() {
-        let path = std::env::temp_dir().join("x".repeat(108));
-        assert!(claim(&path).is_err());
+    fn errors_name_operation_object_and_cause() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name).display().to_string();
+        fs::write(at("file"), "").unwrap();
+        fs::create_dir_all(at("d/directory")).unwrap();
+        let long = format!("d/{}", "x".repeat(108));
+        for (path, expected) in [
+            (
+                "file/s",
+                format!(
+                    "create directory {}: it exists and is not a directory",
+                    at("file")
+                ),
+            ),
+            (
+                "file/d/s",
+                format!("create directory {}: Not a directory", at("file/d")),
+            ),
+            (
+                "d/directory",
+                format!("remove dead socket {}: Is a directory", at("d/directory")),
+            ),
+            (
+                &long,
+                format!("bind socket {}: File name too long", at(&long)),
+            ),
+        ] {
+            let error = claim(Path::new(&at(path))).unwrap_err().to_string();
+            assert!(error.starts_with(&expected), "{error}");
+        }
+        let error = remove_dead(Path::new(&at("file/s")))
+            .unwrap_err()
+            .to_string();
+        let expected = format!("look for socket {}: Not a directory", at("file/s"));
+        assert!(error.starts_with(&expected), "{error}");
     }
 }

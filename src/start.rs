@@ -65,7 +65,8 @@ struct Request {
 #[inline(never)] // as `serve::run`
 pub fn run(flags: &Flags, input: &[u8], output: &mut impl Write) -> Result<()> {
     let request = Request::decode(flags, input)?;
-    let bundle = Bundle::at(std::env::current_dir().context(|| "get the working directory")?);
+    let bundle =
+        Bundle::at(std::env::current_dir().context(|| "get the working directory, the bundle")?);
     start(flags, &request, &bundle, output)
 }
 
@@ -77,7 +78,7 @@ fn start(flags: &Flags, request: &Request, bundle: &Bundle, output: &mut impl Wr
     if request.socket_dir.is_some() {
         bundle.link_socket_dir(Path::new(dir))?;
     }
-    match socket::claim(&path).context(|| format!("listen on {}", path.display()))? {
+    match socket::claim(&path)? {
         Claim::Served => {
             let version = request.version_of_server(flags, &path)?;
             request.reply(bundle, &path, version, output)
@@ -238,7 +239,7 @@ fn start_server(
 ) -> Result<Child> {
     let passed = listener
         .try_clone()
-        .context(|| "pass the listening socket to the server")?;
+        .context(|| "copy the listening socket for the server")?;
     if flags.sched_core {
         process::create_sched_core().context(|| "enable core scheduling")?;
     }
@@ -257,11 +258,17 @@ fn start_server(
     }
     process::pass_fds(&mut command, vec![passed.into()])
         .context(|| "pass the listening socket to the server")?;
+    // A missing bundle and a missing program are the same error.
+    let server = format!(
+        "execute {} in {} to serve",
+        command.get_program().display(),
+        bundle.path().display()
+    );
     Reaper::new()
         .spawn_lasting(command)
         .and_then(Spawned::started_blocking)
         .map(|(server, _)| server)
-        .context(|| "start the server")
+        .context(|| server)
 }
 
 /// This executable: by its path, so that `ps` shows its name; if an upgrade has removed that

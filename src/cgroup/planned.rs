@@ -52,6 +52,30 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// Whether systemd is to make the cgroup that `config.json` calls `cgroups_path`: the options
+/// say so; or that is of systemd's form, systemd runs, and no option refuses it. Without
+/// systemd such a path is a name as any other. May block.
+pub fn is_systemds(options: &Options, cgroups_path: &str) -> bool {
+    is_systemds_in(Path::new("/"), options, cgroups_path)
+}
+
+fn is_systemds_in(root: &Path, options: &Options, cgroups_path: &str) -> bool {
+    // As sd_booted(3) does.
+    let runs = || root.join("run/systemd/system").is_dir();
+    let is_meant = has_systemds_form(cgroups_path) && !options.is_systemd_refused;
+    options.systemd_cgroup || (is_meant && runs())
+}
+
+/// Whether `path` is `SLICE:PREFIX:NAME`.
+fn has_systemds_form(path: &str) -> bool {
+    match path.split(':').collect::<Vec<_>>()[..] {
+        [slice, _prefix, name] => {
+            slice.ends_with(".slice") && !name.is_empty() && !path.contains('/')
+        }
+        _ => false,
+    }
+}
+
 /// Where a container's cgroup is, or was to be.
 pub struct Planned {
     /// Those that exist and are the container's alone.
@@ -303,6 +327,42 @@ mod tests {
             scopes.contains(&("system.slice/crun-c1.scope".into(), false)),
             "{scopes:?}"
         );
+    }
+
+    #[test]
+    fn systemd_makes_cgroups_of_its_form_where_it_runs() {
+        let none = Options::default();
+        let [asked, refused] = [(true, false), (false, true)].map(|(asked, refused)| Options {
+            systemd_cgroup: asked,
+            is_systemd_refused: refused,
+            ..Options::default()
+        });
+        let (with, without) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(with.path().join("run/systemd/system")).unwrap();
+        let is =
+            |root: &tempfile::TempDir, options, path| is_systemds_in(root.path(), options, path);
+        for path in ["system.slice:docker:c1", "a-b.slice:cri:c1", "-.slice::c1"] {
+            assert!(is(&with, &none, path), "{path}");
+            assert!(!is(&with, &refused, path), "{path}");
+            assert!(!is(&without, &none, path), "{path}");
+            assert!(is(&without, &asked, path), "{path}");
+        }
+        for path in [
+            "",
+            "/k8s.io/c1",
+            "c1",
+            "a:b:c",
+            ":runc:c1",
+            "a.slice:b:",
+            "a.slice:b:c:d",
+            "/a.slice:b:c",
+            "a.slice:b:c/d",
+            "a.slice/c1",
+            "::",
+        ] {
+            assert!(!is(&with, &none, path), "{path}");
+            assert!(is(&with, &asked, path), "{path}");
+        }
     }
 
     #[test]

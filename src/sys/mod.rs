@@ -2,6 +2,7 @@
 //! need them. Functions return `io::Result` and owned descriptors.
 #![allow(unsafe_code)]
 
+pub mod calls;
 pub mod fd;
 pub mod memory;
 pub mod mount;

@@ -17,7 +17,7 @@ use super::{Reserved, Shared};
 use crate::blocking;
 use crate::bundle::{Bundle, Spec};
 use crate::cancel::Cancel;
-use crate::cgroup::{Plan, Planned};
+use crate::cgroup::{self, Plan, Planned};
 use crate::error::{Context, Error, Result};
 use crate::events::Event;
 use crate::local;
@@ -62,11 +62,11 @@ impl Container {
     /// and `reserved`, its ID, is held until then.
     pub(super) async fn create(
         shared: Rc<Shared>,
-        create: Create,
+        mut create: Create,
         cancel: &Cancel,
         reserved: &Rc<Reserved>,
     ) -> Result<Rc<Container>> {
-        let spec = prepare_bundle(&create, cancel).await?;
+        let spec = prepare_bundle(&mut create, cancel).await?;
         let cgroups_path = &spec.linux.cgroups_path;
         Planned::check_alone(Plan::new(&create.id, cgroups_path, &create.options))?;
         let rootfs_is_mounted = !create.rootfs.is_empty();
@@ -227,22 +227,27 @@ impl Container {
 }
 
 /// Writes the options into the bundle, makes its rootfs directory, and reads `config.json`.
-async fn prepare_bundle(create: &Create, cancel: &Cancel) -> Result<Spec> {
-    let (bundle, options) = (create.bundle.clone(), create.options.clone());
+async fn prepare_bundle(create: &mut Create, cancel: &Cancel) -> Result<Spec> {
+    let (bundle, mut options) = (create.bundle.clone(), create.options.clone());
     let makes_rootfs = !create.rootfs.is_empty();
     let prepare = move || {
+        let spec = bundle.spec()?;
+        // For every call of the runtime, and, by the file, for `delete`.
+        options.systemd_cgroup = cgroup::is_systemds(&options, &spec.linux.cgroups_path);
         bundle.write_options(&options)?;
         if makes_rootfs {
             bundle.make_rootfs()?;
         }
-        bundle.spec()
+        Ok((spec, options))
     };
     let prepared = cancel.unless(blocking::run(prepare)).await;
-    let prepared = prepared.map_err(Error::from).flatten();
-    prepared.unwrap_or_else(|error| {
+    let prepared = prepared.map_err(Error::from).flatten().flatten();
+    let (spec, options) = prepared.map_err(|error| {
         let bundle = create.bundle.path().display();
-        Err(error.within(format_args!("prepare bundle {bundle}")))
-    })
+        error.within(format_args!("prepare bundle {bundle}"))
+    })?;
+    create.options = options;
+    Ok(spec)
 }
 
 /// Mounts the rootfs, in a task of its own, as a mount that hangs cannot be cut short.

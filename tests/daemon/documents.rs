@@ -36,6 +36,20 @@ pub fn servers_of_the_readme(ctr: &Ctr) {
     ctr.remove("box");
 }
 
+/// Its exit status is that of the machine, which may lack something.
+pub fn machine_is_checked_as_the_documents_say(_: &Ctr) {
+    machine::prepare();
+    for document in [README, "docs/install.md"] {
+        let block = markdown::block(document, "containerd-shim-rs-v2 check");
+        let done = machine::try_run(&block.text);
+        let printed = String::from_utf8_lossy(&done.stdout);
+        let ours = format!("{}, this shim", machine::OURS);
+        assert!(printed.contains(&ours), "{document}: {done:?}");
+        let is_bad = printed.contains("mend:");
+        assert_eq!(done.status.code(), Some(i32::from(is_bad)), "{done:?}");
+    }
+}
+
 /// What containerd, `ctr` and runc say if they are told something wrong.
 pub fn errors_of_others(ctr: &Ctr) {
     let run = |options: &[&str]| {

@@ -19,6 +19,7 @@ mod machine;
 #[path = "../documents/markdown.rs"]
 #[allow(dead_code, reason = "a part of it is for the check of all documents")]
 mod markdown;
+mod operator;
 mod rootless;
 mod stdio;
 mod upgrades;
@@ -71,6 +72,12 @@ macro_rules! namings {
         mod drop_in {
             cases! { $version, crate::Naming::DropIn }
         }
+        mod operator {
+            cases! { $version, crate::Naming::Path, operator;
+                check_tells_of_the_running_containerd
+                start_error_is_quoted_in_one_line
+            }
+        }
         // How the runtime is named makes no difference to these.
         mod stdio {
             cases! { $version, crate::Naming::Path, stdio;
@@ -88,6 +95,7 @@ macro_rules! namings {
             cases! { $version, crate::Naming::Name, documents;
                 containers_of_the_readme
                 servers_of_the_readme
+                machine_is_checked_as_the_documents_say
                 errors_of_others
             }
         }

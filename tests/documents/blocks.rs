@@ -54,6 +54,7 @@ const BLOCKS: &[(&str, &str, By)] = table! {
         "make build && sudo" => Test(PACKAGES, "shim_is_installed_as_the_documents_say");
         "ctr run --rm --runtime" => Found(DAEMON, "containers_of_the_readme", "ctr run --rm --runtime io.");
         "[plugins." => Found(CRI, "handler_of_the_readme", "**Kubernetes (CRI).**");
+        "containerd-shim-rs-v2 check" => Test(DAEMON, "machine_is_checked_as_the_documents_say");
         "containerd-shim-rs-v2 ps" => Test(DAEMON, "servers_of_the_readme");
         "make demo" => Make;
         "hack/daemon 1.7" => Test(DAEMON, "world_of_the_readme");
@@ -66,6 +67,7 @@ const BLOCKS: &[(&str, &str, By)] = table! {
         "UPDATE_DOCS=1" => Test(PACKAGES, "differences_are_generated_as_the_document_says");
     }
     "docs/install.md" {
+        "containerd-shim-rs-v2 check" => Test(DAEMON, "machine_is_checked_as_the_documents_say");
         "FORCE=1 make uninstall" => Test("tests/packages/installed.rs", "link_to_gos_shim_after_a_forced_removal_keeps_containers");
     }
     "docs/kubernetes.md" {

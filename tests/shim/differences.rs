@@ -1022,7 +1022,58 @@ const TABLE: &[Difference] = &[
         "Delete waits for the runtime of another call",
     ),
     fails(GO, "killed_runtime_exec_leaves_no_process", HALF),
+    fails(
+        GO,
+        "slice_path_is_a_plain_name_if_toml_says_so",
+        "Go does not know runtimeoptions.v1",
+    ),
+    depends(
+        GO,
+        "slice_path_means_systemd_where_it_runs",
+        "Go takes such a path for a plain name, where systemd runs, too",
+    ),
+    depends(
+        GO,
+        "slice_path_of_a_crashed_shim_is_removed_through_systemd",
+        "Go takes such a path for a plain name, where systemd runs, too",
+    ),
+    // errors of start and delete
+    fails(
+        GO,
+        "errors_of_start_name_operation_object_and_cause",
+        "Go's errors end with a newline, or do not name the operation and the object",
+    ),
+    fails(
+        GO,
+        "errors_of_start_before_the_bundle_is_read",
+        "Go's errors end with a newline, or do not name the operation and the object",
+    ),
+    fails(
+        GO,
+        "warnings_of_delete_name_operation_object_and_cause",
+        "Go's errors end with a newline, or do not name the operation and the object",
+    ),
     // operator
+    fails(
+        GO,
+        "check_tells_what_this_machine_offers",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
+        "check_without_an_oci_runtime_fails",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
+        "check_gives_up_an_oci_runtime_that_hangs",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
+        "check_tells_which_shim_comes_first",
+        "Go has no such action",
+    ),
     fails(
         GO,
         "ps_lists_servers_and_what_they_have",

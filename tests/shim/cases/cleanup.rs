@@ -56,6 +56,29 @@ cases! {
         crash_and_delete(&c);
     }
 
+    fn warnings_of_delete_name_operation_object_and_cause(d) {
+        let bundle = d.container("c", &["true"]).bundle();
+        let at = |name: &str| bundle.join(name).display().to_string();
+        for name in ["init.pid", "options.json"] {
+            fs::write(at(name), "{").unwrap();
+        }
+        let socket = at("config.json") + "/s";
+        fs::write(at("address"), format!("unix://{socket}")).unwrap();
+        let output = d.delete_output("c");
+        assert_eq!(output.status, 0, "{output:?}");
+        let expected = [
+            format!("parse {}: \"{{\" is not a PID", at("init.pid")),
+            format!("parse {}: EOF while parsing", at("options.json")),
+            format!("look for socket {socket}: Not a directory"),
+        ];
+        let text = output.stderr_text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), expected.len(), "{text}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.contains(&expected), "{line}, wanted {expected}");
+        }
+    }
+
     fn shim_of_a_pod_crashes(d) {
         let a = d.container("a", &["sleep", "inf"]).group("pod").run();
         let b = d.container("b", &["sleep", "inf"]).group("pod").run();

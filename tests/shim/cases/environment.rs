@@ -209,6 +209,10 @@ fn assert_delete_reports_whether_it_is_alive(d: &Daemon, output: &process::Outpu
             text.contains(&format!("init (process {init}) is still alive")),
             "{text}"
         );
+        assert!(
+            !text.ends_with('\n'),
+            "containerd goes on in the line: {text:?}"
+        );
         assert!(process::alive(init as i32), "{text}");
         assert!(output.stdout.is_empty(), "{output:?}");
     }

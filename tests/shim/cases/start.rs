@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use containerd_shim_rs_v2::proto::types::Status;
-use containerd_shim_rs_v2::proto::{Message, introspection};
+use containerd_shim_rs_v2::proto::{Any, Message, introspection, runc, runtimeoptions};
+use containerd_shim_rs_v2::socket;
 use sha2::{Digest, Sha256};
 
 use crate::harness::daemon::Form;
@@ -42,6 +43,149 @@ fn assert_refused(d: &Daemon, output: &Output, text: &str) {
     );
     assert_eq!(output.stdout_text(), "");
     assert_eq!(d.shims_alive(), Vec::<i32>::new(), "a server was left");
+}
+
+/// What is wrong when `start` is called, and how.
+struct Fault {
+    dialect: Dialect,
+    /// Prepares it, in a bundle with a `config.json`; answers the options.
+    prepare: fn(&Daemon, &Path) -> Option<Any>,
+    /// What the error says; `{bundle}` is the bundle, `{dir}` the daemon's directory.
+    text: &'static str,
+}
+
+const fn fault(
+    dialect: Dialect,
+    prepare: fn(&Daemon, &Path) -> Option<Any>,
+    text: &'static str,
+) -> Fault {
+    Fault {
+        dialect,
+        prepare,
+        text,
+    }
+}
+
+/// Options in TOML that a file has.
+fn toml_file(path: &str) -> Option<Any> {
+    let options = runtimeoptions::Options {
+        config_path: path.into(),
+        ..Default::default()
+    };
+    Some(any("runtimeoptions.v1.Options", &options))
+}
+
+/// Ways in which `start` fails.
+const FAULTS: [Fault; 11] = [
+    fault(
+        Dialect::V1_6,
+        |_, bundle| {
+            fs::remove_file(bundle.join("config.json")).unwrap();
+            None
+        },
+        "read {bundle}/config.json: No such file or directory (os error 2)",
+    ),
+    fault(
+        Dialect::V1_6,
+        |_, bundle| {
+            fs::write(bundle.join("config.json"), "{").unwrap();
+            None
+        },
+        "parse {bundle}/config.json: EOF while parsing an object at line 1 column 1",
+    ),
+    fault(
+        Dialect::V1_6,
+        |_, bundle| {
+            fs::write(bundle.join("config.json"), r#"{"annotations": 7}"#).unwrap();
+            None
+        },
+        "parse {bundle}/config.json: invalid type: integer `7`, expected a map",
+    ),
+    fault(
+        Dialect::V1_6,
+        |_, _| toml_file("/no/such/file"),
+        "decode options: /no/such/file: No such file or directory (os error 2)",
+    ),
+    fault(
+        Dialect::V1_6,
+        |_, _| {
+            let mut options = any("containerd.runc.v1.Options", &runc::Options::default());
+            options.value = vec![0xff];
+            Some(options)
+        },
+        "decode options: ",
+    ),
+    fault(
+        Dialect::V1_6,
+        |_, _| {
+            let options = runc::Options {
+                shim_cgroup: "/no-such-cgroup-of-tests".into(),
+                ..Default::default()
+            };
+            Some(any("containerd.runc.v1.Options", &options))
+        },
+        "join cgroup /no-such-cgroup-of-tests: cgroup /no-such-cgroup-of-tests: not found",
+    ),
+    fault(
+        Dialect::V1_6,
+        |_, bundle| {
+            fs::create_dir(bundle.join("address")).unwrap();
+            None
+        },
+        "write {bundle}/address: Is a directory (os error 21)",
+    ),
+    fault(
+        Dialect::Bootstrap,
+        |d, _| {
+            fs::write(d.path("s"), "").unwrap();
+            None
+        },
+        "create directory {dir}/s: it exists and is not a directory",
+    ),
+    fault(
+        Dialect::Bootstrap,
+        |d, bundle| {
+            let id = bundle.file_name().unwrap().to_str().unwrap();
+            fs::create_dir(d.path("s")).unwrap();
+            fs::create_dir(d.path("s").join(socket_name(d, id))).unwrap();
+            None
+        },
+        "remove dead socket {dir}/s/",
+    ),
+    fault(
+        Dialect::Bootstrap,
+        |d, _| {
+            std::os::unix::fs::symlink(d.path("no/such"), d.path("s")).unwrap();
+            fs::write(d.path("no"), "").unwrap();
+            None
+        },
+        "create directory {dir}/s: ",
+    ),
+    fault(
+        Dialect::Bootstrap,
+        |_, bundle| {
+            // Its own directory is all that is left of it.
+            fs::remove_dir_all(bundle).unwrap();
+            fs::create_dir(bundle).unwrap();
+            None
+        },
+        "read {bundle}/config.json: No such file or directory (os error 2)",
+    ),
+];
+
+/// The error is one that containerd can put into a line of its own.
+#[track_caller]
+fn assert_quotable(output: &Output, expected: &str) {
+    let text = output.stderr_text();
+    let error = text.strip_prefix("containerd-shim-rs-v2: ");
+    let error = error.unwrap_or_else(|| panic!("{output:?}"));
+    assert!(
+        error.starts_with(expected),
+        "{error:?}, wanted {expected:?}"
+    );
+    assert!(!text.contains('\n'), "{text:?}");
+    assert_eq!(output.stdout_text(), "");
+    assert_eq!(output.status, 1);
 }
 
 #[track_caller]
@@ -126,6 +270,44 @@ cases! {
     fn config_is_broken(d) {
         let output = start_with_config(d, Some("{\"annotations\": "));
         assert_refused(d, &output, "");
+    }
+
+    fn errors_of_start_name_operation_object_and_cause(d) {
+        for (number, fault) in FAULTS.iter().enumerate() {
+            let id = format!("c{number}");
+            let bundle = d.container(&id, &["true"]).bundle();
+            let options = (fault.prepare)(d, &bundle);
+            let output = d.start(fault.dialect, &id, &bundle, options);
+            let text = fault.text.replace("{bundle}", bundle.to_str().unwrap());
+            let dir = d.path("");
+            let text = text.replace("{dir}", dir.to_str().unwrap().trim_end_matches('/'));
+            assert_quotable(&output, &text);
+            d.eventually("the end of a server", || d.shims_alive().is_empty());
+            let path = socket::path(socket::DEFAULT_DIR, &d.grpc_address(), &d.namespace, &id);
+            assert!(!path.exists(), "{text}: a socket is left");
+            // The next one begins anew.
+            for name in ["s", "no"].map(|name| d.path(name)) {
+                let _ = fs::remove_file(&name).or_else(|_| fs::remove_dir_all(&name));
+            }
+        }
+    }
+
+    fn errors_of_start_before_the_bundle_is_read(d) {
+        let bundle = d.container("c", &["true"]).bundle();
+        let mut garbage = d.command("c", &bundle);
+        let output = process::run(garbage.arg("start"), &[0xff; 16], d.hang_timeout);
+        assert_quotable(&output, "decode standard input: ");
+        let mut variable = d.command("c", &bundle);
+        variable.arg("start").env("CONTAINERD_SHIM_RS_REPLY", "xml");
+        let output = process::run(&mut variable, &[], d.hang_timeout);
+        assert_quotable(&output, "CONTAINERD_SHIM_RS_REPLY=xml: must be plain or json");
+        // Removed while the shim is started in it.
+        let mut gone = std::process::Command::new("sh");
+        gone.args(["-c", "rm -r \"$PWD\"; exec \"$@\"", "sh", shim_binary()]);
+        gone.args(["-namespace", &d.namespace, "-id", "c", "-address", &d.grpc_address(), "start"]);
+        let output = process::run(gone.current_dir(&bundle), &[], d.hang_timeout);
+        let text = "get the working directory, the bundle: No such file or directory (os error 2)";
+        assert_quotable(&output, text);
     }
 
     fn unknown_config_fields_are_accepted(d) {

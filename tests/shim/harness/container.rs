@@ -128,6 +128,11 @@ impl<'d> Builder<'d> {
     /// the one that the image names, whatever the runtime is told.
     pub fn restored_from(mut self, image: &Path, cgroup: &str) -> Self {
         self.checkpoint = image.to_str().unwrap().into();
+        self.in_cgroup(cgroup)
+    }
+
+    /// In this cgroup, which nobody else has.
+    pub fn in_cgroup(mut self, cgroup: &str) -> Self {
         self.cgroup = cgroup.into();
         self.spec(|spec| spec["linux"]["cgroupsPath"] = cgroup.into())
     }

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::Finding;
-use super::programs::{find, is_program, numbers, printed, version};
+use super::programs::{find, is_program, numbers, printed_if_found, version};
 use crate::error::Result;
 use crate::reaper::Reaper;
 use crate::servers;
@@ -82,10 +82,12 @@ impl Containerd {
         }
     }
 
-    /// Where containerd finds `shim`: on its `PATH`, then beside itself.
-    fn shim(&self, shim: &str) -> Option<PathBuf> {
-        let beside = || Some(self.program.as_ref()?.parent()?.join(shim));
-        find(&self.path, shim).or_else(|| beside().filter(|file| is_program(file)))
+    /// Where it finds the shims of [`RUNTIMES`]: on its `PATH`, then beside itself.
+    pub fn shims(&self) -> [Option<PathBuf>; 2] {
+        RUNTIMES.map(|(_, shim)| {
+            let beside = || Some(self.program.as_ref()?.parent()?.join(shim));
+            find(&self.path, shim).or_else(|| beside().filter(|file| is_program(file)))
+        })
     }
 
     /// What can be executed, even if the file was replaced.
@@ -114,24 +116,23 @@ pub fn hidden(containerd: &Containerd) -> Finding {
 }
 
 /// Its version, and its shims.
-pub async fn look(reaper: &Reaper, containerd: &Containerd) -> Vec<Finding> {
-    let version = async {
-        let printed = match containerd.executable() {
-            Some(program) => Some(printed(reaper, &program, &["--version"]).await),
-            None => None,
-        };
-        daemon(containerd, printed)
-    };
-    let shim = async |(runtime, name)| {
-        let program = containerd.shim(name);
-        let printed = match &program {
-            Some(program) => Some(printed(reaper, program, &["-v"]).await),
-            None => None,
-        };
-        shim(runtime, name, containerd, program.as_deref().zip(printed))
-    };
-    let (version, ours, runc) = tokio::join!(version, shim(RUNTIMES[0]), shim(RUNTIMES[1]));
-    vec![version, ours, runc]
+pub async fn look(
+    reaper: &Reaper,
+    containerd: &Containerd,
+    [ours, runc]: [Option<PathBuf>; 2],
+) -> Vec<Finding> {
+    let executable = containerd.executable();
+    let (version, of_ours, of_runc) = tokio::join!(
+        printed_if_found(reaper, executable.as_deref(), &["--version"]),
+        printed_if_found(reaper, ours.as_deref(), &["-v"]),
+        printed_if_found(reaper, runc.as_deref(), &["-v"]),
+    );
+    let [first, second] = RUNTIMES;
+    vec![
+        daemon(containerd, version),
+        shim(first, containerd, ours.as_deref().zip(of_ours)),
+        shim(second, containerd, runc.as_deref().zip(of_runc)),
+    ]
 }
 
 /// What its `--version` printed says of it.
@@ -200,10 +201,9 @@ impl Kind<'_> {
     }
 }
 
-/// What is said of the shim of `runtime`, with what it printed if it was found.
+/// What is said of a runtime's shim, with what it printed if it was found.
 fn shim(
-    runtime: &str,
-    name: &str,
+    (runtime, name): (&str, &str),
     containerd: &Containerd,
     found: Option<(&Path, Result<String>)>,
 ) -> Finding {
@@ -331,9 +331,8 @@ mod tests {
     #[test]
     fn shims_of_each_kind() {
         let said = |index: usize, printed: Option<&str>| {
-            let (runtime, name) = RUNTIMES[index];
             let found = printed.map(|text| (Path::new("/b/s"), Ok(text.to_owned())));
-            shim(runtime, name, &containerd(None), found)
+            shim(RUNTIMES[index], &containerd(None), found)
         };
         let (same, other) = (ours(VERSION), ours("0.0.1"));
         let this = format!("/b/s, this shim {VERSION}");

@@ -60,20 +60,38 @@ const CALLS: [(Call, &str, &str); 5] = [
 ];
 
 /// Features by the Linux that brought them, and what happens without them.
-const FEATURES: [(u32, u32, &str, &str); 4] = [
+const FEATURES: [(u32, u32, &str, &str); 7] = [
+    (
+        4,
+        20,
+        "pressure metrics",
+        "with cgroup v2, not among the metrics",
+    ),
     (5, 2, "freezer of cgroup v2", "with cgroup v2, Pause fails"),
     (5, 8, "LOOP_CONFIGURE", "loop devices take two calls"),
     (
         5,
         12,
         "id-mapped mounts",
-        "containers that ask for them fail; on overlay until 5.19",
+        "containers that ask for them fail",
     ),
     (
         5,
         14,
         "cgroup.kill, core scheduling",
         "cgroups are killed one process at a time; SCHED_CORE fails",
+    ),
+    (
+        5,
+        19,
+        "memory.peak, id-mapped overlay",
+        "with cgroup v2, not among the metrics; overlay cannot be id-mapped",
+    ),
+    (
+        6,
+        5,
+        "memory.swap.peak",
+        "with cgroup v2, not among the metrics",
     ),
 ];
 
@@ -426,14 +444,16 @@ mod tests {
     #[test]
     fn kernels() {
         assert_eq!(
-            verdicts(&kernel("6.1.0-18-amd64")),
-            [("kernel", "Linux 6.1.0-18-amd64", "ok")]
+            verdicts(&kernel("6.12.0-18-amd64")),
+            [("kernel", "Linux 6.12.0-18-amd64", "ok")]
         );
         let old = kernel("5.10.0");
         let expected = [
             ("kernel", "Linux 5.10.0", "ok"),
             ("id-mapped mounts", "since Linux 5.12", "note"),
             ("cgroup.kill, core scheduling", "since Linux 5.14", "note"),
+            ("memory.peak, id-mapped overlay", "since Linux 5.19", "note"),
+            ("memory.swap.peak", "since Linux 6.5", "note"),
         ];
         assert_eq!(verdicts(&old), expected);
         assert_eq!(kernel("4.18.0-513.el8").len(), 1 + FEATURES.len());

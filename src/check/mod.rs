@@ -19,6 +19,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use self::containerd::Containerd;
 use crate::blocking;
 use crate::error::{Context, Error, Kind, Result};
 use crate::reaper::Reaper;
@@ -29,6 +30,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// The widest column of the table, in characters: longer texts are not padded to.
 const MAX_WIDTH: usize = 60;
+
+/// What is read when programs are looked up.
+const ON_PATH: &str = "programs on PATH";
 
 /// How it is with something.
 #[derive(Debug, PartialEq, Eq)]
@@ -118,27 +122,53 @@ pub fn run(json: bool, path: OsString, output: &mut impl Write) -> Result<()> {
 async fn look(reaper: &Reaper, path: OsString) -> Vec<Finding> {
     let root = Path::new("/");
     let mut findings = Vec::new();
-    let running = within_limit("containerd", move || containerd::running(root)).await;
-    let running = running.unwrap_or_else(|finding| {
-        findings.push(finding);
-        Vec::new()
-    });
-    let (seen, hidden): (Vec<_>, Vec<_>) = running.into_iter().partition(|it| it.is_seen);
-    findings.extend(hidden.iter().map(containerd::hidden));
-    let places = match seen.is_empty() {
-        true => vec![containerd::Containerd::not_running(path)],
-        false => seen,
-    };
-    for place in &places {
-        findings.extend(containerd::look(reaper, place).await);
-        findings.extend(runtimes::look(reaper, &place.path).await);
-        let pid = place.pid;
+    let containerds = containerds(root, path, &mut findings).await;
+    for containerd in containerds {
+        let pid = containerd.pid;
+        let found = move || {
+            let (shims, runtimes) = (containerd.shims(), runtimes::find_all(&containerd.path));
+            (containerd, shims, runtimes)
+        };
+        match within_limit(ON_PATH, found).await {
+            Ok((containerd, shims, runtimes)) => {
+                findings.extend(containerd::look(reaper, &containerd, shims).await);
+                findings.extend(runtimes::look(reaper, &containerd.path, runtimes).await);
+            }
+            Err(finding) => findings.push(finding),
+        }
         let limits = within_limit("limits", move || machine::limits(root, pid)).await;
         findings.extend(limits.unwrap_or_else(|finding| vec![finding]));
     }
     let machine = within_limit("machine", move || machine::look(root)).await;
     findings.extend(machine.unwrap_or_else(|finding| vec![finding]));
     without_repetition(findings)
+}
+
+/// Those that run and whose files are seen; if there is none, the one that `path` has.
+async fn containerds(
+    root: &'static Path,
+    path: OsString,
+    findings: &mut Vec<Finding>,
+) -> Vec<Containerd> {
+    let running = match within_limit("containerd", move || containerd::running(root)).await {
+        Ok(running) => running,
+        Err(finding) => {
+            findings.push(finding);
+            Vec::new()
+        }
+    };
+    let (seen, hidden): (Vec<_>, Vec<_>) = running.into_iter().partition(|it| it.is_seen);
+    findings.extend(hidden.iter().map(containerd::hidden));
+    if !seen.is_empty() {
+        return seen;
+    }
+    match within_limit(ON_PATH, move || Containerd::not_running(path)).await {
+        Ok(containerd) => vec![containerd],
+        Err(finding) => {
+            findings.push(finding);
+            Vec::new()
+        }
+    }
 }
 
 /// What `work` answers; what is wrong if it takes too long.

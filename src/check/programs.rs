@@ -18,7 +18,7 @@ use crate::sys;
 /// How much of a program's output is read, in bytes.
 const MAX_OUTPUT: u64 = 256 << 10;
 
-/// The first program called `name` in the directories of `path`.
+/// The first program called `name` in the directories of `path`, of which one may hang.
 pub fn find(path: &OsStr, name: &str) -> Option<PathBuf> {
     let mut files = std::env::split_paths(path).map(|dir| dir.join(name));
     files.find(|file| is_program(file))
@@ -54,6 +54,15 @@ pub async fn printed(reaper: &Reaper, program: &Path, args: &[&str]) -> Result<S
             )))
         }
     }
+}
+
+/// As [`printed`]; `None` without a program.
+pub async fn printed_if_found(
+    reaper: &Reaper,
+    program: Option<&Path>,
+    args: &[&str],
+) -> Option<Result<String>> {
+    Some(printed(reaper, program?, args).await)
 }
 
 /// A file that a program writes its output to: unlike a pipe it blocks neither side.

@@ -1,12 +1,12 @@
 //! OCI runtimes and CRIU: what is on containerd's `PATH`, and what it supports.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::Finding;
-use super::programs::{find, printed, version};
+use super::programs::{find, printed, printed_if_found, version};
 use crate::cgroup;
 use crate::error::Result;
 use crate::reaper::Reaper;
@@ -21,33 +21,43 @@ struct Host {
     has_systemd: bool,
 }
 
+/// Where the programs are.
+pub struct Found {
+    runtimes: [Option<PathBuf>; 3],
+    criu: Option<PathBuf>,
+}
+
+/// Those on `path`.
+pub fn find_all(path: &OsStr) -> Found {
+    Found {
+        runtimes: RUNTIMES.map(|name| find(path, name)),
+        criu: find(path, "criu"),
+    }
+}
+
 /// The runtimes on `path`, and CRIU.
-pub async fn look(reaper: &Reaper, path: &OsStr) -> Vec<Finding> {
+pub async fn look(reaper: &Reaper, path: &OsStr, found: Found) -> Vec<Finding> {
     let host = Host {
         cgroup_mode: cgroup::mode(),
         has_systemd: Path::new("/run/systemd/system").is_dir(),
     };
-    let runtime = async |name| {
-        let program = find(path, name)?;
+    let runtime = async |index: usize| {
+        let program = found.runtimes[index].as_deref()?;
         let (version, features) = tokio::join!(
-            printed(reaper, &program, &["--version"]),
-            printed(reaper, &program, &["features"])
+            printed(reaper, program, &["--version"]),
+            printed(reaper, program, &["features"])
         );
-        Some(judge(name, &program, version, features, &host))
+        Some(judge(RUNTIMES[index], program, version, features, &host))
     };
-    let criu = async {
-        let program = find(path, "criu");
-        let printed = match &program {
-            Some(program) => Some(printed(reaper, program, &["--version"]).await),
-            None => None,
-        };
-        checkpoints(program.as_deref().zip(printed), Path::new("/"))
-    };
-    let [first, second, third] = RUNTIMES;
-    let (first, second, third, criu) =
-        tokio::join!(runtime(first), runtime(second), runtime(third), criu);
+    let criu = found.criu.as_deref();
+    let (first, second, third, printed) = tokio::join!(
+        runtime(0),
+        runtime(1),
+        runtime(2),
+        printed_if_found(reaper, criu, &["--version"])
+    );
     let mut findings = all(path, [first, second, third]);
-    findings.push(criu);
+    findings.push(checkpoints(criu.zip(printed), Path::new("/")));
     findings
 }
 

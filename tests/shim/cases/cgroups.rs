@@ -53,19 +53,16 @@ fn scope_state(d: &Daemon, cgroup: &str) -> String {
     output.stdout_text().trim().to_owned()
 }
 
-/// Memory limit of the container in bytes.
+/// The memory limit of the container in `cgroup`, in bytes.
 fn memory_limit(cgroup: &str) -> String {
     let file = if is_unified() {
         "memory.max"
     } else {
         "memory.limit_in_bytes"
     };
-    let files = cgroup_dirs(cgroup).into_iter().map(|dir| dir.join(file));
-    // crun has one below for the container, without the limit.
-    let file = files
-        .rev()
-        .find(|file| file.exists())
-        .expect("a memory limit");
+    // crun has a cgroup for the container below the scope, and updates that.
+    let mut files = cgroup_dirs(cgroup).into_iter().map(|dir| dir.join(file));
+    let file = files.find(|file| file.exists()).expect("a memory limit");
     fs::read_to_string(file).unwrap().trim().to_owned()
 }
 

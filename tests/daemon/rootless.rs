@@ -7,7 +7,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::ctr::{Ctr, Events, Naming};
+use crate::ctr::{Ctr, Events, Naming, users_have_cgroups};
 use crate::world;
 
 /// A container that stays until it is killed.
@@ -24,7 +24,7 @@ macro_rules! cases {
         $(#[test]
         fn $limited() {
             let name = concat!(module_path!(), "::", stringify!($limited));
-            if crate::ctr::users_have_cgroups() {
+            if super::users_have_cgroups() {
                 super::enter($version, name, crate::$module_of::$limited);
             } else {
                 println!("SKIPPED: without cgroup v2 a user has no cgroups");
@@ -47,7 +47,8 @@ macro_rules! cases {
                 command_not_found
                 id_in_use;
             rootless:
-                forced_removal_harms_nobody_else;
+                forced_removal_harms_nobody_else
+                without_a_cgroup;
         ], [
             cases::lifecycle
             cases::events_in_order
@@ -96,6 +97,36 @@ pub fn forced_removal_harms_nobody_else(ctr: &Ctr) {
     assert_eq!(exited, None, "the bystander was killed");
     bystander.kill().expect("kill sleep");
     bystander.wait().expect("reap sleep");
+}
+
+pub fn without_a_cgroup(ctr: &Ctr) {
+    if users_have_cgroups() {
+        println!("SKIPPED: containers have cgroups here");
+        return;
+    }
+    ctr.detached("box", "sleep 1000 & wait");
+    let pid = ctr.task("box").expect("a task").0;
+    let listed = ctr.ok("task ps box");
+    let lines: Vec<&str> = listed.lines().skip(1).collect();
+    let [line] = lines[..] else {
+        panic!("the init alone was wanted: {listed}");
+    };
+    assert!(line.starts_with(&pid.to_string()), "{pid} in {line}");
+    ctr.call("task metrics box")
+        .expect_error("no metrics received");
+    ctr.call("task pause box").expect_error("pause");
+    assert_eq!(ctr.task("box"), Some((pid, "RUNNING".into())));
+    ctr.remove("box");
+
+    // A limit that cannot be set: crun ignores it.
+    let limit = ["--rm", "--memory-limit", "33554432"];
+    let done = ctr.run(&limit, "box", &["echo", "unlimited"]);
+    let is_crun = std::env::var("OCI_RUNTIME").is_ok_and(|runtime| runtime.ends_with("crun"));
+    if is_crun {
+        done.expect(0, "unlimited\n");
+    } else {
+        done.expect_error("OCI runtime create failed");
+    }
 }
 
 pub fn out_of_memory(ctr: &Ctr) {

@@ -8,7 +8,6 @@ use containerd_shim_rs_v2::proto::types::Status;
 
 use crate::harness::container::Container;
 use crate::harness::machine::{CGROUPS, cgroup_dirs, is_unified};
-use crate::harness::*;
 
 /// The names in a file of names.
 fn words(file: PathBuf) -> Vec<String> {

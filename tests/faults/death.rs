@@ -1,4 +1,5 @@
-//! Death: SIGKILL of the server, the OCI runtime, init or containerd, around each call.
+//! Death: SIGKILL of the server, the OCI runtime, init or containerd, around each call; and of
+//! the action `delete`.
 //!
 //! The moments: `before` the call; the runtime has `begun` and done nothing yet; it has `done` its
 //! work, and nobody was told; the call was `sent`, where no runtime is called; `after` the answer.
@@ -49,6 +50,75 @@ product! { "death", super::super::run;
         kill: sent after;
         delete: before begun done after;
         shutdown: sent;
+    }
+}
+
+pub mod action {
+    //! SIGKILL of the action `delete` for a container whose server was killed, and of the runtime
+    //! that it runs: the next `delete` finishes.
+
+    use std::process::Stdio;
+
+    use nix::sys::signal::Signal;
+
+    use crate::harness::container::Container;
+    use crate::harness::runtime::At;
+    use crate::harness::{Daemon, process};
+    use crate::scene::{Scene, remove};
+
+    /// In the middle of `delete`, when the runtime has come to `at`.
+    fn within(d: &Daemon, verb: &'static str, at: At, strike: impl Fn(&Scene, i32)) {
+        let scene = Scene::new(d, verb);
+        scene.c.kill_shim();
+        let mut held = scene.runtime.hold("delete", at);
+        let action = begin(d, &scene.c);
+        held.reached();
+        strike(&scene, action);
+        held.release();
+        process::wait(action, "the action delete", d.hang_timeout);
+        assert_eq!(remove(&scene.c), 137);
+    }
+
+    /// Runs the action, and does not wait for it.
+    fn begin(d: &Daemon, c: &Container) -> i32 {
+        let mut command = d.command(&c.container, &c.bundle);
+        command.arg("-bundle").arg(&c.bundle).arg("delete");
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        process::spawn(&mut command).id() as i32
+    }
+
+    fn kill_action(_: &Scene, action: i32) {
+        process::signal(action, Signal::SIGKILL);
+    }
+
+    fn kill_runtime(scene: &Scene, _: i32) {
+        scene.kill_runtime();
+    }
+
+    faults! { "death::action";
+        fn delete_of_a_created_container_is_killed(d) {
+            within(d, "start", At::Before, kill_action);
+        }
+
+        fn delete_of_a_running_container_is_killed(d) {
+            within(d, "kill", At::Before, kill_action);
+        }
+
+        fn delete_of_a_running_container_is_killed_when_the_runtime_has_done_it(d) {
+            within(d, "kill", At::After, kill_action);
+        }
+
+        fn delete_of_a_paused_container_is_killed(d) {
+            within(d, "resume", At::Before, kill_action);
+        }
+
+        fn runtime_of_the_delete_of_a_running_container_is_killed(d) {
+            within(d, "kill", At::Before, kill_runtime);
+        }
+
+        fn runtime_of_the_delete_of_a_paused_container_is_killed(d) {
+            within(d, "resume", At::After, kill_runtime);
+        }
     }
 }
 

@@ -37,6 +37,7 @@ hangs there, and the call's deadline passes. Rows of `long` run in `make chaos` 
 fn rows() -> impl Iterator<Item = &'static str> {
     let tables = [
         crate::death::TABLE,
+        crate::death::action::TABLE,
         crate::hangs::product::TABLE,
         crate::hangs::TABLE,
         crate::exhaustion::TABLE,

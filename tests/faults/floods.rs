@@ -1,5 +1,6 @@
 //! Floods: many execs, containers and clients at once.
 
+use std::panic::resume_unwind;
 use std::thread;
 
 use crate::harness::Daemon;
@@ -53,16 +54,20 @@ fn execs_end_at_once(d: &Daemon, count: usize, all: bool) {
 
 /// Each client has containers come and go, one after the other.
 fn containers_by_clients(d: &Daemon, clients: usize, containers: usize) {
+    let come_and_go = |client: usize| {
+        for number in 0..containers {
+            let id = format!("c{client}-{number}");
+            let c = d.container(&id, &["sleep", "inf"]).run();
+            assert_eq!(remove(&c), 0, "the server's end");
+            assert_events(d, &id);
+        }
+    };
     thread::scope(|scope| {
-        for client in 0..clients {
-            scope.spawn(move || {
-                for number in 0..containers {
-                    let id = format!("c{client}-{number}");
-                    let c = d.container(&id, &["sleep", "inf"]).run();
-                    assert_eq!(remove(&c), 0, "the server's end");
-                    assert_events(d, &id);
-                }
-            });
+        let come_and_go = &come_and_go;
+        let clients = (0..clients).map(|client| scope.spawn(move || come_and_go(client)));
+        let clients: Vec<_> = clients.collect();
+        for client in clients {
+            client.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
     });
 }

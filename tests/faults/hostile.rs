@@ -2,7 +2,11 @@
 //! from being killed and removed.
 
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde_json::json;
 
 use crate::harness::container::Container;
@@ -14,6 +18,56 @@ use crate::scene::{assert_events, remove};
 fn finish(d: &Daemon, c: &Container) {
     assert_eq!(remove(c), 0, "the server's end");
     assert_events(d, "c");
+}
+
+/// A tree of cgroups in that of a container, until it is dropped.
+struct Deep {
+    deepest: OwnedFd,
+    depth: usize,
+}
+
+/// The name of each of them: the path of all has more than the 4096 bytes that a path may have.
+const NAME: &str =
+    "deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep";
+const DEPTH: usize = 60;
+
+impl Deep {
+    fn in_cgroup_of(c: &Container) -> Option<Deep> {
+        let dirs = cgroup_dirs(c.cgroup());
+        let dir = dirs
+            .iter()
+            .find(|dir| dir.starts_with("/sys/fs/cgroup/devices"))
+            .or(dirs.first())?;
+        let mut deepest = open(AT_FDCWD, dir.to_str()?);
+        for _ in 0..DEPTH {
+            mkdirat(&deepest, NAME, Mode::from_bits_truncate(0o755)).expect("make a cgroup");
+            deepest = open(&deepest, NAME);
+        }
+        Some(Deep {
+            deepest,
+            depth: DEPTH,
+        })
+    }
+}
+
+impl Drop for Deep {
+    /// What is still there of it: no path of this harness' is long enough.
+    fn drop(&mut self) {
+        for _ in 0..self.depth {
+            // None is above one that was removed.
+            let Ok(above) = openat(&self.deepest, "..", DIRECTORY, Mode::empty()) else {
+                return;
+            };
+            self.deepest = above;
+            let _ = unlinkat(&self.deepest, NAME, UnlinkatFlags::RemoveDir);
+        }
+    }
+}
+
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
+
+fn open(at: impl AsFd, name: &str) -> OwnedFd {
+    openat(at, name, DIRECTORY, Mode::empty()).expect("open a cgroup")
 }
 
 /// A busybox shell that has it fork for ever.
@@ -104,6 +158,21 @@ faults! { "hostile";
             }
         }
         finish(d, &c);
+    }
+
+    fn tree_of_cgroups_that_is_too_deep_for_a_path(d) {
+        let c = d.running("c");
+        let Some(deep) = Deep::in_cgroup_of(&c) else { return };
+        finish(d, &c);
+        drop(deep);
+    }
+
+    fn tree_of_cgroups_that_is_too_deep_for_a_path_and_whose_server_was_killed(d) {
+        let c = d.running("c");
+        let Some(deep) = Deep::in_cgroup_of(&c) else { return };
+        c.kill_shim();
+        assert_eq!(remove(&c), 137);
+        drop(deep);
     }
 
     fn deep_tree_of_cgroups_whose_server_was_killed(d) {

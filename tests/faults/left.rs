@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Daemon, scaled};
+use nix::sys::signal::Signal;
+
+use crate::harness::{Daemon, process, scaled};
 
 /// How long what is dying may take to be gone.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,4 +112,34 @@ fn has(pid: u32, dir: &str) -> Option<String> {
                 .starts_with(dir)
                 .then(|| target.display().to_string())
         })
+}
+
+/// What nobody removed is found: each kind of it.
+#[test]
+fn everything_that_is_left_is_found() {
+    let d = &Daemon::new(crate::verdict::api(), crate::harness::hang_timeout());
+    arrange(d);
+    let c = d.running("c");
+    c.kill_shim();
+    fs::write(d.path("tmp").join("forgotten"), "").expect("write a file");
+    let mut sleep = std::process::Command::new("sleep");
+    let process = process::spawn(sleep.arg("inf").current_dir(d.dir())).id() as i32;
+    let left = left(d);
+    process::signal(process, Signal::SIGKILL);
+    let kinds = [
+        &format!("process {process} (sleep)"),
+        "cgroup ",
+        "mount ",
+        "the runtime's state ",
+        "socket ",
+        "state c ",
+        "temporary file forgotten",
+        "bundle ",
+    ];
+    for kind in kinds {
+        assert!(
+            left.iter().any(|what| what.starts_with(kind)),
+            "no {kind}: {left:?}"
+        );
+    }
 }

@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use containerd_shim_rs_v2::proto::types::Status;
 use containerd_shim_rs_v2::proto::{Any, Empty, task};
 use nix::sys::signal::Signal;
 
 use crate::harness::container::{Container, Fifos};
 use crate::harness::rpc::{Connection, Pending};
 use crate::harness::runtime::FakeRuntime;
+use crate::harness::task::Process;
 use crate::harness::{Code, Daemon, process};
 
 /// A container `c`, ready for one call.
@@ -163,7 +165,11 @@ pub fn remove(c: &Container) -> i32 {
     let d = c.daemon;
     if let Ok(connection) = Connection::open(&c.started.address, d.hang_timeout) {
         let p = c.over(&connection);
-        delete_task(&p);
+        // Go's server may end before it has sent its last event. After a restart of containerd
+        // the events come later, but at the latest before the server ends.
+        if delete_task(&p) && !d.events.was_stopped() {
+            d.events.get(&c.container, "delete");
+        }
         // It may end before its answer is read.
         let _ = p.shutdown();
     }
@@ -175,19 +181,25 @@ pub fn remove(c: &Container) -> i32 {
     status
 }
 
-/// Kills a task and deletes it, if there is one.
+/// Kills a task and deletes it; whether there was one.
 #[track_caller]
-pub fn delete_task(p: &crate::harness::task::Process) {
-    // It may have exited.
-    let _ = p.kill(9);
-    if p.state().is_ok() {
+pub fn delete_task(p: &Process) -> bool {
+    // It may have exited, or may just be created: then it is there for the second Kill.
+    let mut killed = p.kill(9);
+    if let Ok(state) = p.state() {
+        if killed.is_err() && state.status != Status::STOPPED.into() {
+            killed = p.kill(9);
+        }
+        assert!(
+            killed.is_ok() || p.status() == Status::STOPPED,
+            "Kill: {killed:?}"
+        );
         p.wait().expect("Wait");
     }
     match p.delete() {
-        Err(failure) if !matches!(failure.code, Code::NOT_FOUND | Code::UNAVAILABLE) => {
-            panic!("Delete: {failure:?}")
-        }
-        _ => {}
+        Ok(_) => true,
+        Err(failure) if matches!(failure.code, Code::NOT_FOUND | Code::UNAVAILABLE) => false,
+        Err(failure) => panic!("Delete: {failure:?}"),
     }
 }
 

@@ -203,6 +203,12 @@ impl Events {
         });
     }
 
+    /// Whether it was ever stopped.
+    #[allow(dead_code, reason = "for `tests/faults`")]
+    pub fn was_stopped(&self) -> bool {
+        self.shared.state.lock().unwrap().stops > 0
+    }
+
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.shared.state.lock().unwrap().behaviour = behaviour;
     }

@@ -9,7 +9,7 @@ SHIM_REVISION ?= $(or $(shell git describe --always --dirty --abbrev=40 --exclud
 # For sh: what removes this program, once no server of it runs.
 REFUSE  = . packaging/servers.sh && refuse_while_serving '$(DESTDIR)$(PREFIX)/bin/$(NAME)'
 
-.PHONY: help setup build check audit test test-vm demo bench-io install uninstall dist deb rpm installer
+.PHONY: help setup build check audit test test-vm chaos soak demo bench-io install uninstall dist deb rpm installer
 
 help: ## this list
 	@awk -F ':[a-z ]*## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,12 @@ test: ## everything: setup, check, build, tests of the shim, tests with daemons 
 
 test-vm: build ## tests in emulated machines: cgroup v2, CRIU, systemd (root)
 	@hack/test-vm
+
+chaos: build ## what dies, hangs, is used up or floods: the long form, and containerd's shims (root)
+	@hack/chaos
+
+soak: build ## 1,000 containers and 10,000 execs in one server: is anything left? (root, an hour)
+	@hack/chaos soak
 
 demo: ## see it run a container, beside containerd's own shim (root)
 	@hack/demo

@@ -170,6 +170,11 @@ impl Cgroup {
         }
     }
 
+    /// Whether any of its directories is there.
+    pub fn is_left(&self) -> bool {
+        self.places().iter().any(|place| place.dir.exists())
+    }
+
     /// From now on the files that [`Cgroup::stats`] reads stay open, and are not looked for
     /// anew. False if they do already.
     pub fn keep_open(&self) -> bool {

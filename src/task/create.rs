@@ -32,6 +32,9 @@ use crate::sys;
 /// unmounting.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long Delete tries to remove the cgroup that the runtime has left.
+const LEFT_CGROUP_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What Create asks for.
 pub struct Create {
     /// The container's ID.
@@ -223,6 +226,15 @@ impl Container {
         }
         let killed = cgroup.kill(UNDO_TIMEOUT).await;
         killed.and(cgroup.remove(UNDO_TIMEOUT).await)
+    }
+
+    /// Removes what the runtime, which has deleted the container, has left of its cgroup: runc
+    /// reports success though cgroups below were too deep for a path. Kills nobody.
+    pub(super) async fn remove_left_cgroup(&self) -> Result<()> {
+        if !self.cgroup().is_ok_and(|cgroup| cgroup.is_left()) {
+            return Ok(());
+        }
+        self.planned_cgroup()?.remove(LEFT_CGROUP_TIMEOUT).await
     }
 }
 

@@ -64,7 +64,10 @@ const BLOCKS: &[(&str, &str, By)] = table! {
         "cargo test --lib" => Test(PACKAGES, "parts_of_the_tests_are_run_as_contributing_says");
     }
     "docs/differences.md" {
-        "UPDATE_DOCS=1" => Test(PACKAGES, "differences_are_generated_as_the_document_says");
+        "UPDATE_DOCS=1" => Test(PACKAGES, "tables_are_generated_as_their_documents_say");
+    }
+    "docs/faults.md" {
+        "UPDATE_DOCS=1" => Test(PACKAGES, "tables_are_generated_as_their_documents_say");
     }
     "docs/install.md" {
         "containerd-shim-rs-v2 check" => Test(DAEMON, "machine_is_checked_as_the_documents_say");

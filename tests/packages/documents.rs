@@ -157,9 +157,11 @@ fn parts_of_the_tests_are_run_as_contributing_says() {
 }
 
 #[test]
-fn differences_are_generated_as_the_document_says() {
-    let before = markdown::read("docs/differences.md");
-    type_in(&markdown::block("docs/differences.md", "UPDATE_DOCS=1").text);
-    let after = markdown::read("docs/differences.md");
-    assert!(before == after, "docs/differences.md was out of date");
+fn tables_are_generated_as_their_documents_say() {
+    for document in ["docs/differences.md", "docs/faults.md"] {
+        let before = markdown::read(document);
+        type_in(&markdown::block(document, "UPDATE_DOCS=1").text);
+        let after = markdown::read(document);
+        assert!(before == after, "{document} was out of date");
+    }
 }

@@ -2,6 +2,8 @@
 //! binary by a harness that plays containerd. See `harness` for how to choose the
 //! binary, `differences` for where Go's shims fall short of it. Needs root.
 
+#[macro_use]
+mod conformance;
 mod differences;
 mod harness;
 

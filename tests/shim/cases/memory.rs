@@ -1,7 +1,6 @@
 //! Memory: what an idle server gives back.
 
 use crate::harness::container::Container;
-use crate::harness::*;
 
 /// A field of `/proc/PID/status` of the server, in kB.
 fn kilobytes(c: &Container, field: &str) -> u64 {

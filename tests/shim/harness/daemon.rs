@@ -408,6 +408,33 @@ impl Daemon {
     }
 }
 
+#[allow(
+    dead_code,
+    reason = "for `tests/faults`, which counts what is left of all containers"
+)]
+impl Daemon {
+    /// The containers whose bundles were made, in order.
+    pub fn containers(&self) -> Vec<String> {
+        let bundles = self.bundles.lock().unwrap();
+        bundles.iter().map(|kept| kept.id.clone()).collect()
+    }
+
+    /// The servers' sockets that are still there.
+    pub fn sockets(&self) -> Vec<String> {
+        let addresses = self.addresses.lock().unwrap();
+        let paths = addresses.iter().map(|a| a.trim_start_matches("unix://"));
+        paths
+            .filter(|p| Path::new(p).exists())
+            .map(String::from)
+            .collect()
+    }
+
+    /// The directory that all is in.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         let failed = std::thread::panicking();

@@ -117,6 +117,8 @@ pub enum Behaviour {
     RefuseKind(&'static str),
     /// Never answers.
     Hang,
+    /// Ends the connection in the middle of the answer.
+    Break,
 }
 
 struct Shared {
@@ -130,6 +132,8 @@ struct State {
     attempts: usize,
     listener: Option<UnixListener>,
     connections: Vec<UnixStream>,
+    /// How often the endpoint was stopped: what is read later on an older connection does not count.
+    stops: usize,
 }
 
 /// The endpoint.
@@ -148,6 +152,7 @@ impl Events {
             attempts: 0,
             listener: None,
             connections: Vec::new(),
+            stops: 0,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -170,6 +175,7 @@ impl Events {
     pub fn stop(&self) {
         let _ = std::fs::remove_file(&self.path);
         let mut state = self.shared.state.lock().unwrap();
+        state.stops += 1;
         if let Some(listener) = state.listener.take() {
             let _ = shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         }
@@ -183,15 +189,24 @@ impl Events {
         let listener = UnixListener::bind(&self.path).expect("bind the events socket");
         let shared = self.shared.clone();
         let copy = listener.try_clone().expect("copy the listener");
-        shared.state.lock().unwrap().listener = Some(copy);
+        let mut state = shared.state.lock().unwrap();
+        state.listener = Some(copy);
+        let stops = state.stops;
+        drop(state);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let Ok(copy) = stream.try_clone() else { return };
                 shared.state.lock().unwrap().connections.push(copy);
                 let shared = shared.clone();
-                std::thread::spawn(move || serve(stream, &shared));
+                std::thread::spawn(move || serve(stream, &shared, stops));
             }
         });
+    }
+
+    /// Whether it was ever stopped.
+    #[allow(dead_code, reason = "for `tests/faults`")]
+    pub fn was_stopped(&self) -> bool {
+        self.shared.state.lock().unwrap().stops > 0
     }
 
     pub fn set_behaviour(&self, behaviour: Behaviour) {
@@ -273,7 +288,8 @@ impl Drop for Events {
     }
 }
 
-fn serve(mut stream: UnixStream, shared: &Shared) {
+/// Serves a connection until it ends, or the endpoint is stopped once more than `stops` times.
+fn serve(mut stream: UnixStream, shared: &Shared, stops: usize) {
     while let Ok(Some(frame)) = Frame::read(&mut stream) {
         let request = Request::parse_from_bytes(&frame.payload).expect("a Request");
         assert_eq!(
@@ -281,7 +297,9 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
             "containerd.services.events.ttrpc.v1.Events"
         );
         assert_eq!(request.method, "Forward");
-        let behaviour = receive(&request.payload, shared);
+        let Some(behaviour) = receive(&request.payload, shared, stops) else {
+            return;
+        };
         let mut answer = Response::new();
         match behaviour {
             Behaviour::Take => {}
@@ -299,6 +317,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
                 .into();
             }
             Behaviour::Hang => continue,
+            Behaviour::Break => {}
         }
         let payload = answer.write_to_bytes().unwrap();
         let frame = Frame {
@@ -306,17 +325,26 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
             kind: RESPONSE,
             payload,
         };
-        if stream.write_all(&frame.bytes()).is_err() {
+        let bytes = frame.bytes();
+        if behaviour == Behaviour::Break {
+            let _ = stream.write_all(&bytes[..bytes.len() / 2]);
+            let _ = stream.shutdown(Shutdown::Both);
+            return;
+        }
+        if stream.write_all(&bytes).is_err() {
             return;
         }
     }
 }
 
-/// Counts an event, and records it if we take it.
-fn receive(payload: &[u8], shared: &Shared) -> Behaviour {
+/// Counts an event, and records it if we take it; `None` if the endpoint was stopped.
+fn receive(payload: &[u8], shared: &Shared, stops: usize) -> Option<Behaviour> {
     let request = forward::ForwardRequest::parse_from_bytes(payload).expect("a ForwardRequest");
     let event = Event::of(&request.envelope.unwrap_or_default());
     let mut state = shared.state.lock().unwrap();
+    if state.stops != stops {
+        return None;
+    }
     state.attempts += 1;
     let behaviour = match state.behaviour {
         Behaviour::RefuseKind(kind) if kind != event.kind => Behaviour::Take,
@@ -326,5 +354,5 @@ fn receive(payload: &[u8], shared: &Shared) -> Behaviour {
         state.events.push(event);
     }
     shared.news.notify_all();
-    behaviour
+    Some(behaviour)
 }

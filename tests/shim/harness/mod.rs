@@ -23,8 +23,8 @@ pub mod seccomp;
 mod server;
 pub mod stdio;
 pub mod task;
+mod which;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -35,73 +35,26 @@ pub use self::daemon::{Daemon, Dialect};
 pub use self::process::write_program;
 pub use self::rpc::{Code, Refused};
 pub use self::task::Api;
-use crate::differences::{self, Shim};
+pub use self::which::Shim;
 
 /// Long enough for a busy machine: passing it means "hangs".
-fn hang_timeout() -> Duration {
+pub fn hang_timeout() -> Duration {
     scaled(Duration::from_secs(20))
 }
 
 /// For what is expected to fail, which may mean to hang.
-fn short_hang_timeout() -> Duration {
+pub fn short_hang_timeout() -> Duration {
     scaled(Duration::from_secs(4))
 }
 
 /// `PATIENCE` times as long.
-fn scaled(usual: Duration) -> Duration {
+pub fn scaled(usual: Duration) -> Duration {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     let factor = FACTOR.get_or_init(|| match std::env::var("PATIENCE") {
         Ok(factor) => factor.parse().expect("PATIENCE is a whole number"),
         Err(_) => 1,
     });
     usual * *factor
-}
-
-/// Declares cases: tests that get a [`Daemon`], run once per version of the Task service.
-macro_rules! cases {
-    ($($(#[$meta:meta])* fn $name:ident($daemon:ident) $body:block)*) => {
-        $($(#[$meta])* #[test] fn $name() {
-            $crate::harness::case(stringify!($name), |$daemon: &$crate::harness::Daemon| $body);
-        })*
-    };
-}
-pub(crate) use cases;
-
-/// Runs a case, and holds it against the table of differences. With another shim it gets
-/// three tries: what is flaky there is not ours to fix.
-pub fn case(name: &str, body: impl Fn(&Daemon)) {
-    let tries = if shim() == Shim::Ours { 1 } else { 3 };
-    for &api in apis() {
-        let mut outcome = attempt(name, api, &body);
-        for _ in 1..tries {
-            outcome = outcome.or_else(|_| attempt(name, api, &body));
-        }
-        if let Err(failure) = outcome {
-            eprintln!("case {name} failed with {api:?}");
-            resume_unwind(failure);
-        }
-    }
-}
-
-/// Fails if the case does not end as the table says.
-fn attempt(name: &str, api: Api, body: impl Fn(&Daemon)) -> std::thread::Result<()> {
-    let expected = differences::find(name, shim(), runtime());
-    let hang_timeout = if expected.is_some() {
-        short_hang_timeout()
-    } else {
-        hang_timeout()
-    };
-    let outcome = catch_unwind(AssertUnwindSafe(|| body(&Daemon::new(api, hang_timeout))));
-    match (outcome, expected) {
-        (Ok(()), Some(row)) if !row.may_pass() => catch_unwind(|| {
-            panic!(
-                "passes, though the table of differences says: {}",
-                row.reason
-            )
-        }),
-        (Err(failure), None) => Err(failure),
-        _ => Ok(()),
-    }
 }
 
 /// The binary under test.

@@ -89,6 +89,9 @@ impl End {
             }
             watched => drop(watched?),
         }
+        if interest == Interest::WRITABLE {
+            end.unwatch();
+        }
         Ok(end)
     }
 
@@ -162,10 +165,11 @@ impl End {
         Ok(watch.clone())
     }
 
-    /// Until it is waited for again, what happens to it wakes nobody. To be called by
-    /// the only one who waits.
+    /// Until it is waited for again, what happens to it wakes nobody.
     fn unwatch(&self) {
-        self.watch.take();
+        let mut watch = self.watch.borrow_mut();
+        // Somebody else who waits keeps it: it cannot be registered twice.
+        watch.take_if(|watch| Rc::strong_count(watch) == 1);
     }
 
     /// Waits until one of `events` (or a hang-up, or an error) holds.
@@ -192,8 +196,19 @@ impl End {
         self.ready(Interest::READABLE, PollFlags::POLLIN).await
     }
 
+    /// Waits for room, an end or an error. Else it is not watched: a reader would wake this
+    /// process each time that it reads.
     async fn writable(&self) -> io::Result<PollFlags> {
-        self.ready(Interest::WRITABLE, PollFlags::POLLOUT).await
+        let now = match self.interest {
+            Some(_) => self.now(PollFlags::POLLOUT),
+            None => PollFlags::POLLOUT,
+        };
+        if !now.is_empty() {
+            return Ok(now);
+        }
+        let ready = self.ready(Interest::WRITABLE, PollFlags::POLLOUT).await;
+        self.unwatch();
+        ready
     }
 }
 
@@ -724,4 +739,60 @@ pub(super) async fn first<T>(
         end.as_mut().poll(cx).map(|()| None)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+
+    use nix::unistd::pipe2;
+
+    use super::*;
+
+    /// The write end of a full pipe, and a file to read what is in it.
+    fn full_pipe() -> (End, File, usize) {
+        let (reader, writer) = pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        let sink = End::sink(writer).unwrap();
+        let size = sizes::size(&sink).unwrap();
+        let mut file = File::from(sink.as_fd().try_clone_to_owned().unwrap());
+        file.write_all(&vec![0; size]).unwrap();
+        (sink, File::from(reader), size)
+    }
+
+    fn is_watched(end: &End) -> bool {
+        end.watch.borrow().is_some()
+    }
+
+    #[tokio::test]
+    async fn sink_is_watched_only_while_it_is_full() {
+        let (sink, mut reader, size) = full_pipe();
+        assert!(!is_watched(&sink));
+        let read = async {
+            while !is_watched(&sink) {
+                yield_now().await;
+            }
+            reader.read_exact(&mut vec![0; size]).unwrap();
+        };
+        let (ready, ()) = tokio::join!(sink.writable(), read);
+        assert!(ready.unwrap().contains(PollFlags::POLLOUT));
+        assert!(!is_watched(&sink));
+        sink.writable().await.unwrap();
+        assert!(!is_watched(&sink));
+    }
+
+    #[tokio::test]
+    async fn two_who_wait_for_one_sink_both_get_room() {
+        let (sink, mut reader, size) = full_pipe();
+        let read = async {
+            while !is_watched(&sink) {
+                yield_now().await;
+            }
+            reader.read_exact(&mut vec![0; size]).unwrap();
+        };
+        let (one, other, ()) = tokio::join!(sink.writable(), sink.writable(), read);
+        one.unwrap();
+        other.unwrap();
+        assert!(!is_watched(&sink));
+    }
 }

@@ -51,8 +51,8 @@ pub fn timer() -> io::Result<OwnedFd> {
 pub fn set_timer(timer: BorrowedFd<'_>, delay: Duration) -> io::Result<()> {
     // SAFETY: all zeros are a valid value: the timer is off.
     let mut at: libc::itimerspec = unsafe { std::mem::zeroed() };
-    at.it_value.tv_sec = delay.as_secs() as libc::time_t;
-    at.it_value.tv_nsec = delay.subsec_nanos() as libc::c_long;
+    at.it_value.tv_sec = delay.as_secs() as _;
+    at.it_value.tv_nsec = delay.subsec_nanos() as _;
     let old = std::ptr::null_mut();
     // SAFETY: `timer` is open, and `at` outlives the call, which only reads it.
     check(unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &at, old) })?;

@@ -5,8 +5,8 @@
 //! files). Nothing is lost or reordered, and a reader that stops or goes away delays
 //! only the writer.
 //!
-//! A stream that comes little by little (lines of a log) is moved once a millisecond:
-//! each transfer, however small, costs as much as one of a megabyte.
+//! A stream that comes little by little (lines of a log) is moved after a short delay; see
+//! `pace`.
 //!
 //! Ends that may block in the kernel (files on a disk) are left to a thread; see `pump`.
 //!
@@ -37,6 +37,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::fifo::{Kind, Looks, Reading};
+use super::pace::{LONGEST_DELAY, MIN_DELAY_THRESHOLD, Pace, Timer};
 use super::pump::{Pump, Pumped, Stream};
 use super::sizes::{self, QUIET, SHRINK_PAUSE, Sizes};
 use super::{Label, Subject};
@@ -60,14 +61,6 @@ const THREAD_PAUSE: Duration = Duration::from_secs(1);
 const CLOSER_STACK: usize = 32 << 10;
 /// After so many transfers in a row other tasks get their turn.
 const MAX_TRANSFERS_PER_TURN: u32 = 8;
-/// How long the bytes of a stream of small writes accumulate before they are moved.
-const SMALL_TRANSFER_DELAY: Duration = Duration::from_millis(1);
-/// A transfer of fewer bytes moves little.
-const SMALL_TRANSFER: usize = 16 << 10;
-/// So many of them within a `SMALL_TRANSFER_DELAY` may be too many.
-const MIN_DELAY_THRESHOLD: u32 = 16;
-/// At most so many are needed, where each transfer is one side of a request and reply.
-const MAX_DELAY_THRESHOLD: u32 = 1024;
 
 /// One end of a stream.
 #[derive(Debug)]
@@ -95,6 +88,9 @@ impl End {
                 end.interest = None;
             }
             watched => drop(watched?),
+        }
+        if interest == Interest::WRITABLE {
+            end.unwatch();
         }
         Ok(end)
     }
@@ -169,10 +165,11 @@ impl End {
         Ok(watch.clone())
     }
 
-    /// Until it is waited for again, what happens to it wakes nobody. To be called by
-    /// the only one who waits.
+    /// Until it is waited for again, what happens to it wakes nobody.
     fn unwatch(&self) {
-        self.watch.take();
+        let mut watch = self.watch.borrow_mut();
+        // Somebody else who waits keeps it: it cannot be registered twice.
+        watch.take_if(|watch| Rc::strong_count(watch) == 1);
     }
 
     /// Waits until one of `events` (or a hang-up, or an error) holds.
@@ -199,8 +196,19 @@ impl End {
         self.ready(Interest::READABLE, PollFlags::POLLIN).await
     }
 
+    /// Waits for room, an end or an error. Else it is not watched: a reader would wake this
+    /// process each time that it reads.
     async fn writable(&self) -> io::Result<PollFlags> {
-        self.ready(Interest::WRITABLE, PollFlags::POLLOUT).await
+        let now = match self.interest {
+            Some(_) => self.now(PollFlags::POLLOUT),
+            None => PollFlags::POLLOUT,
+        };
+        if !now.is_empty() {
+            return Ok(now);
+        }
+        let ready = self.ready(Interest::WRITABLE, PollFlags::POLLOUT).await;
+        self.unwatch();
+        ready
     }
 }
 
@@ -233,7 +241,7 @@ impl FalseAlarms {
     async fn one_more(&mut self) {
         self.0 += 1;
         if self.0 > MIN_DELAY_THRESHOLD {
-            sleep(SMALL_TRANSFER_DELAY).await;
+            sleep(LONGEST_DELAY).await;
         }
     }
 }
@@ -311,61 +319,6 @@ impl Drop for Undrained {
     }
 }
 
-/// Detects a stream of many small writes. A request and reply exchange looks the same until
-/// the copier pauses: then no bytes accumulate.
-#[derive(Debug)]
-struct Pace {
-    /// So many small transfers are needed for a rest.
-    many: u32,
-    /// Small transfers since `since`, and their bytes.
-    small: u32,
-    bytes: usize,
-    since: Instant,
-    /// It rests, and that pays when so many bytes gather.
-    rests: Option<usize>,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self {
-            many: MIN_DELAY_THRESHOLD,
-            small: 0,
-            bytes: 0,
-            since: Instant::now(),
-            rests: None,
-        }
-    }
-
-    /// Whether to rest after a transfer of so many bytes, from or to a pipe of this `size`.
-    fn rests_after(&mut self, moved: usize, size: usize) -> bool {
-        if let Some(enough) = self.rests.take() {
-            let pays = moved >= enough;
-            self.many = if pays {
-                MIN_DELAY_THRESHOLD
-            } else {
-                MAX_DELAY_THRESHOLD.min(self.many * 2)
-            };
-            // The pipes must not fill meanwhile.
-            self.rests = (pays && moved < size / 2).then_some(enough);
-        } else if moved < SMALL_TRANSFER {
-            if self.small == 0 {
-                self.since = Instant::now();
-                self.bytes = 0;
-            }
-            self.small += 1;
-            self.bytes += moved;
-            if self.small >= self.many {
-                self.small = 0;
-                let often =
-                    self.since.elapsed() < SMALL_TRANSFER_DELAY * (self.many / MIN_DELAY_THRESHOLD);
-                let average = self.bytes / self.many as usize;
-                self.rests = often.then_some(4 * average);
-            }
-        }
-        self.rests.is_some()
-    }
-}
-
 /// When a stream ends other than by the end of its source.
 #[derive(Debug)]
 pub(super) enum Until {
@@ -392,6 +345,7 @@ pub(super) struct Copy {
     /// Its pipes are to shrink, and hold too much for that.
     lags: bool,
     pace: Pace,
+    timer: Timer,
     /// Empty while nothing comes.
     buffer: Vec<u8>,
     /// What of `buffer` is still to be written.
@@ -416,6 +370,7 @@ impl Copy {
             sizes,
             lags: false,
             pace: Pace::new(),
+            timer: Timer::default(),
             buffer: Vec::new(),
             pending: 0..0,
             left: None,
@@ -479,11 +434,13 @@ impl Copy {
             match step {
                 Ok(0) => break,
                 Ok(_) if self.left == Some(0) && self.is_flushed() => break,
-                Ok(moved) if self.rests_after(moved) => {
-                    turns = 0;
-                    self.rest().await;
-                }
-                Ok(_) => turns += 1,
+                Ok(moved) => match self.delay_after(moved) {
+                    Some(delay) => {
+                        turns = 0;
+                        self.rest(delay).await;
+                    }
+                    None => turns += 1,
+                },
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     if !self.wait().await {
@@ -553,8 +510,20 @@ impl Copy {
         }
     }
 
-    fn rests_after(&mut self, moved: usize) -> bool {
-        self.splices && self.pace.rests_after(moved, self.sizes.smaller())
+    /// How long to rest after a transfer; pipes that are too small or too large for such a
+    /// stream grow or shrink.
+    fn delay_after(&mut self, moved: usize) -> Option<Duration> {
+        if !self.splices {
+            return None;
+        }
+        let delay = self.pace.delay_after(moved, self.sizes.smaller());
+        let fills = delay.is_some_and(|delay| delay < LONGEST_DELAY);
+        self.sizes.transferred(moved, fills);
+        // A stream that rests after each transfer is not waited for.
+        if self.lags || (delay.is_some() && self.sizes.are_too_large()) {
+            self.shrink();
+        }
+        delay
     }
 
     fn is_flushed(&self) -> bool {
@@ -574,10 +543,6 @@ impl Copy {
         match splice(&*self.from, None, &*self.to, None, most, flags) {
             Ok(moved) => {
                 self.count(moved);
-                self.sizes.transferred(moved);
-                if self.lags {
-                    self.shrink();
-                }
                 Ok(moved)
             }
             Err(e @ (Errno::EAGAIN | Errno::EINTR)) => Err(e),
@@ -653,9 +618,9 @@ impl Copy {
     }
 
     /// Waits while bytes accumulate in the pipe; a process that ended writes no more.
-    async fn rest(&self) {
+    async fn rest(&mut self, delay: Duration) {
         self.from.unwatch();
-        let rest = sleep(SMALL_TRANSFER_DELAY);
+        let rest = self.timer.wait(delay);
         match &self.until {
             Until::SinkGone => rest.await,
             Until::Drained(drain) | Until::Exited(drain) => {
@@ -666,6 +631,9 @@ impl Copy {
 
     /// Waits until a transfer is possible. False: there will be none.
     async fn wait(&mut self) -> bool {
+        if self.timer.has_descriptor() && self.from.now(PollFlags::POLLIN).is_empty() {
+            self.timer = Timer::default();
+        }
         match self.sizes.are_grown() {
             // In its own future: most streams never need its memory.
             true => Box::pin(self.wait_grown()).await,
@@ -775,72 +743,56 @@ pub(super) async fn first<T>(
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::advance;
+    use std::fs::File;
+    use std::io::{Read, Write};
+
+    use nix::unistd::pipe2;
 
     use super::*;
 
-    /// The size of a pipe.
-    const PIPE: usize = 64 << 10;
-
-    /// A stream that moves `moved` bytes each `pause`: after how many transfers it rests.
-    async fn rest_of(pace: &mut Pace, moved: usize, pause: Duration) -> Option<u32> {
-        for count in 1..=10 * MAX_DELAY_THRESHOLD {
-            if pace.rests_after(moved, PIPE) {
-                return Some(count);
-            }
-            advance(pause).await;
-        }
-        None
+    /// The write end of a full pipe, and a file to read what is in it.
+    fn full_pipe() -> (End, File, usize) {
+        let (reader, writer) = pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        let sink = End::sink(writer).unwrap();
+        let size = sizes::size(&sink).unwrap();
+        let mut file = File::from(sink.as_fd().try_clone_to_owned().unwrap());
+        file.write_all(&vec![0; size]).unwrap();
+        (sink, File::from(reader), size)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn only_small_transfers_are_delayed() {
-        let micros = Duration::from_micros;
-        for (moved, pause, rests) in [
-            (1, micros(1), true),
-            (SMALL_TRANSFER - 1, micros(60), true),
-            (SMALL_TRANSFER, micros(1), false),
-            (PIPE, micros(1), false),
-            (1, micros(70), false),
-            (1, Duration::from_secs(1), false),
-        ] {
-            let rest = rest_of(&mut Pace::new(), moved, pause).await;
-            assert_eq!(
-                rest,
-                rests.then_some(MIN_DELAY_THRESHOLD),
-                "{moved} bytes each {pause:?}"
-            );
-        }
+    fn is_watched(end: &End) -> bool {
+        end.watch.borrow().is_some()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn delays_continue_while_they_pay() {
-        for (gathered, pays) in [(400, true), (399, false), (PIPE / 2, false)] {
-            let mut pace = Pace::new();
-            rest_of(&mut pace, 100, Duration::ZERO).await.unwrap();
-            for _ in 0..3 {
-                assert_eq!(pace.rests_after(gathered, PIPE), pays, "{gathered} bytes");
+    #[tokio::test]
+    async fn sink_is_watched_only_while_it_is_full() {
+        let (sink, mut reader, size) = full_pipe();
+        assert!(!is_watched(&sink));
+        let read = async {
+            while !is_watched(&sink) {
+                yield_now().await;
             }
-        }
+            reader.read_exact(&mut vec![0; size]).unwrap();
+        };
+        let (ready, ()) = tokio::join!(sink.writable(), read);
+        assert!(ready.unwrap().contains(PollFlags::POLLOUT));
+        assert!(!is_watched(&sink));
+        sink.writable().await.unwrap();
+        assert!(!is_watched(&sink));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn dialogue_is_delayed_less_and_less() {
-        let mut pace = Pace::new();
-        let mut words = 0;
-        for rests in 1.. {
-            words += rest_of(&mut pace, 100, Duration::from_micros(30))
-                .await
-                .unwrap();
-            // What was said while it rested: one word.
-            assert!(!pace.rests_after(100, PIPE));
-            if rests > 10 {
-                assert!(
-                    words >= rests * MAX_DELAY_THRESHOLD / 3,
-                    "{words} words, {rests} rests"
-                );
-                break;
+    #[tokio::test]
+    async fn two_who_wait_for_one_sink_both_get_room() {
+        let (sink, mut reader, size) = full_pipe();
+        let read = async {
+            while !is_watched(&sink) {
+                yield_now().await;
             }
-        }
+            reader.read_exact(&mut vec![0; size]).unwrap();
+        };
+        let (one, other, ()) = tokio::join!(sink.writable(), sink.writable(), read);
+        one.unwrap();
+        other.unwrap();
+        assert!(!is_watched(&sink));
     }
 }

@@ -15,6 +15,7 @@ mod console;
 mod copy;
 mod fifo;
 mod logger;
+mod pace;
 mod pump;
 mod sizes;
 mod target;

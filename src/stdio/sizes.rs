@@ -22,7 +22,8 @@ use super::copy::End;
 pub(super) const LARGEST: usize = 256 << 10;
 /// Most bytes by which all pipes of this server together may have grown.
 const BUDGET: usize = 2 << 20;
-/// After so many transfers in a row that emptied a full pipe, it grows.
+/// After so many transfers in a row that emptied a pipe which was full, or about to be, it
+/// grows.
 const FULL_TRANSFERS: u32 = 8;
 /// When a stream has moved fewer than `PAYS` bytes for so long, its pipes shrink again.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
@@ -88,10 +89,11 @@ impl Sizes {
     }
 
     /// A transfer moved so many bytes. If each of several moved all that the smaller pipe
-    /// holds, the stream's writer is fast, and its reader keeps up: they grow.
-    pub(super) fn transferred(&mut self, moved: usize) {
+    /// holds, or what fills it within the longest delay, the stream's writer is fast, and
+    /// its reader keeps up: they grow.
+    pub(super) fn transferred(&mut self, moved: usize, fills: bool) {
         self.moved += moved;
-        if moved < self.smaller {
+        if moved < self.smaller && !fills {
             self.full = 0;
             return;
         }
@@ -239,7 +241,7 @@ mod tests {
 
     fn loud(sizes: &mut Sizes) {
         for _ in 0..FULL_TRANSFERS {
-            sizes.transferred(sizes.smaller());
+            sizes.transferred(sizes.smaller(), false);
         }
     }
 
@@ -250,9 +252,9 @@ mod tests {
         let small = sizes.smaller();
         for _ in 0..3 {
             for _ in 1..FULL_TRANSFERS {
-                sizes.transferred(small);
+                sizes.transferred(small, false);
             }
-            sizes.transferred(small - 1);
+            sizes.transferred(small - 1, false);
         }
         assert!(!sizes.are_grown());
         loud(&mut sizes);
@@ -266,6 +268,19 @@ mod tests {
         assert!(sizes.are_grown());
         drop(sizes);
         assert_eq!([size(&from), size(&to)], [Some(small); 2]);
+    }
+
+    #[test]
+    fn pipes_grow_for_a_stream_that_would_fill_them() {
+        let ((from, _a), (_b, to)) = (stream(), stream());
+        let mut sizes = Sizes::of(&from, &to);
+        let part = sizes.smaller() / 3;
+        for _ in 1..FULL_TRANSFERS {
+            sizes.transferred(part, true);
+        }
+        assert!(!sizes.are_grown());
+        sizes.transferred(part, true);
+        assert_eq!([size(&from), size(&to)], [Some(LARGEST); 2]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -35,6 +36,27 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     let fd = check(fd)?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A timer (`timerfd(2)`), `CLOEXEC` and non-blocking, that is not set.
+pub fn timer() -> io::Result<OwnedFd> {
+    let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+    // SAFETY: the call takes two integers and returns a new descriptor or -1.
+    let fd = check(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) })?;
+    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a timer readable once, when `delay` has passed, and unreadable until then.
+pub fn set_timer(timer: BorrowedFd<'_>, delay: Duration) -> io::Result<()> {
+    // SAFETY: all zeros are a valid value: the timer is off.
+    let mut at: libc::itimerspec = unsafe { std::mem::zeroed() };
+    at.it_value.tv_sec = delay.as_secs() as _;
+    at.it_value.tv_nsec = delay.subsec_nanos() as _;
+    let old = std::ptr::null_mut();
+    // SAFETY: `timer` is open, and `at` outlives the call, which only reads it.
+    check(unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &at, old) })?;
+    Ok(())
 }
 
 /// Sets `CLOEXEC` on every descriptor from `first` on: programs run by this process do not

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
+
 use super::Finding;
 use super::programs::{find, is_program, numbers, printed_if_found, version};
 use crate::error::Result;
@@ -157,9 +159,10 @@ fn daemon(containerd: &Containerd, printed: Option<Result<String>>) -> Finding {
     match number.and_then(numbers) {
         Some(numbers) if numbers < OLDEST => finding.mend("install containerd 1.6 or newer"),
         None => finding.note("its version cannot be read; it must be 1.6 or newer"),
-        Some(_) if containerd.pid.is_none() => {
-            finding.note("shims and runtimes are looked up on the PATH of this command")
-        }
+        Some(_) if containerd.pid.is_none() => finding.note(match geteuid().is_root() {
+            true => "shims and runtimes are looked up on the PATH of this command",
+            false => "only root sees one that runs; the PATH of this command is used",
+        }),
         Some(_) => finding,
     }
 }
@@ -298,7 +301,7 @@ mod tests {
         );
         let stopped = daemon(&containerd(None), printed(new));
         let found = "1.6.20~ds1, /usr/bin/containerd, not running";
-        assert_said(&stopped, found, "note", "the PATH of this command");
+        assert_said(&stopped, found, "note", "PATH of this command");
         let old = daemon(&containerd(None), printed("containerd x v1.5.9 abc"));
         assert_said(
             &old,

@@ -14,9 +14,10 @@ mod runtimes;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio::time::timeout;
 
 use self::containerd::Containerd;
@@ -24,9 +25,9 @@ use crate::blocking;
 use crate::error::{Context, Error, Kind, Result};
 use crate::reaper::Reaper;
 
-/// How long a program may run, and how long files may take to be read. Programs run at the
-/// same time.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long a program may run, and how long files may take to be read: a busy machine takes
+/// seconds to load one. Programs of a kind run at the same time.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// The widest column of the table, in characters: longer texts are not padded to.
 const MAX_WIDTH: usize = 60;
@@ -176,14 +177,28 @@ async fn within_limit<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::result::Result<T, Finding> {
-    let failed = |found: String| {
-        let finding = Finding::good(what, found);
-        Err(finding.mend("find out which file or file system hangs"))
+    let answer = Arc::new(Mutex::new(None));
+    let slot = answer.clone();
+    let work = move || {
+        let done = work();
+        if let Ok(mut slot) = slot.lock() {
+            *slot = Some(done);
+        }
     };
+    // Of one type, whatever the work is: a thread is much code.
+    let failure = failure_within_limit(Box::new(work)).await;
+    let answer = answer.lock().ok().and_then(|mut slot| slot.take());
+    answer.ok_or_else(|| {
+        let finding = Finding::good(what, failure.unwrap_or_default());
+        finding.mend("find out which file or file system hangs")
+    })
+}
+
+/// Why `work` is not done.
+async fn failure_within_limit(work: Box<dyn FnOnce() + Send>) -> Option<String> {
     match timeout(LIMIT, blocking::run(work)).await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => failed(error.to_string()),
-        Err(_) => failed(format!("not read within {} s", LIMIT.as_secs())),
+        Ok(done) => done.err().map(|error| error.to_string()),
+        Err(_) => Some(format!("not read within {} s", LIMIT.as_secs())),
     }
 }
 
@@ -220,13 +235,31 @@ fn as_table(findings: &[Finding]) -> String {
     table
 }
 
-fn as_json(findings: &[Finding]) -> Result<String> {
-    let entry = |finding: &Finding| {
+/// A finding in JSON.
+#[derive(Serialize)]
+struct Entry<'a> {
+    what: &'a str,
+    found: &'a str,
+    /// `ok`, `note` or `mend`.
+    verdict: &'a str,
+    text: &'a str,
+}
+
+impl Entry<'_> {
+    fn of(finding: &Finding) -> Entry<'_> {
         let (verdict, text) = finding.verdict();
-        json!({"what": finding.what, "found": finding.found, "verdict": verdict, "text": text})
-    };
-    let list = Value::Array(findings.iter().map(entry).collect());
-    serde_json::to_string_pretty(&list)
+        Entry {
+            what: &finding.what,
+            found: &finding.found,
+            verdict,
+            text,
+        }
+    }
+}
+
+fn as_json(findings: &[Finding]) -> Result<String> {
+    let entries: Vec<Entry> = findings.iter().map(Entry::of).collect();
+    serde_json::to_string_pretty(&entries)
         .map(|text| text + "\n")
         .context(|| "encode what was found")
 }
@@ -234,6 +267,7 @@ fn as_json(findings: &[Finding]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     fn three() -> Vec<Finding> {
         vec![
@@ -280,7 +314,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             (&*finding.what, &*finding.found),
-            ("limits", "not read within 5 s")
+            ("limits", "not read within 10 s")
         );
         assert_eq!(finding.verdict().0, "mend");
         drop(sender);

@@ -247,14 +247,14 @@ mod tests {
     #[test]
     fn runtime_that_fails_is_to_be_mended() {
         let hangs = judged(
-            Err(Error::unknown("does not end within 5 s")),
+            Err(Error::unknown("does not end within 10 s")),
             no_command(),
             "v1",
             false,
         );
         assert_eq!(
             hangs.verdict(),
-            ("mend", "--version: does not end within 5 s")
+            ("mend", "--version: does not end within 10 s")
         );
         assert_eq!(hangs.found, "/b/runc");
     }

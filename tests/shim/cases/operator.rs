@@ -129,7 +129,7 @@ cases! {
         assert_eq!(output.status, 1, "{output:?}");
         let (found, verdict) = said(&output, "OCI runtime runc");
         assert!(found.ends_with("/first/runc"), "{found}");
-        assert_eq!(verdict, "mend: --version: does not end within 5 s");
+        assert_eq!(verdict, "mend: --version: does not end within 10 s");
         let pids = std::fs::read_to_string(pids).unwrap();
         for pid in pids.lines().map(|pid| pid.parse().unwrap()) {
             d.eventually("the runtime's end", || !process::alive(pid));

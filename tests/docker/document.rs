@@ -8,7 +8,7 @@ use std::fs;
 use std::process::Command;
 
 use crate::docker::Docker;
-use crate::world::{LIMIT, SHIMS};
+use crate::world::{SHIMS, limit};
 
 /// A fenced block: its language, and its lines.
 struct Block<'a> {
@@ -95,7 +95,7 @@ fn console(lines: &[&str]) {
     let done = Command::new("timeout")
         .args([
             "--signal=KILL",
-            &(2 * LIMIT).to_string(),
+            &(2 * limit()).to_string(),
             "bash",
             "-euo",
             "pipefail",

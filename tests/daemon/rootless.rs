@@ -5,6 +5,7 @@
 //! cgroups are skipped, and the others run containers without.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::ctr::{Ctr, Events, Naming, users_have_cgroups};
@@ -179,6 +180,12 @@ fn document() {
             "no {line:?}, or too early:\n{printed}"
         );
     }
+    // In the user's cgroup, where `world` does not look.
+    let namespace = world::namespace();
+    let cgroups = format!("/sys/fs/cgroup/{namespace}-user/{namespace}");
+    let mut left = world::names(&cgroups);
+    left.retain(|name| Path::new(&cgroups).join(name).is_dir());
+    assert!(left.is_empty(), "cgroups of containers: {left:?}");
 }
 
 /// Whether `printed` has the words of `shown`, of which `…` stands for any.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::world::{self, LIMIT, SHIMS};
+use crate::world::{self, SHIMS, limit};
 
 /// The image that `hack/docker` imports.
 pub const IMAGE: &str = "busybox";
@@ -205,7 +205,7 @@ impl Docker {
             state = self.inspect(name, template);
             state == wanted
         });
-        assert!(is_there, "waited {LIMIT} s for {what}: it is {state}");
+        assert!(is_there, "waited {} s for {what}: it is {state}", limit());
     }
 
     /// Waits for the container's end; returns its exit code.
@@ -247,16 +247,16 @@ impl Docker {
             line += &format!(" '{}'", word.replace('\'', r"'\''"));
         }
         let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", &LIMIT.to_string(), "script", "-qefc"]);
+        command.args(["--signal=KILL", &limit().to_string(), "script", "-qefc"]);
         command.args([&line, "/dev/null"]);
         Session::start(command)
     }
 }
 
-/// `docker WORDS`, killed after [`LIMIT`].
+/// `docker WORDS`, killed after [`limit`].
 fn bounded(words: &[&str]) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", &LIMIT.to_string(), "docker"]);
+    command.args(["--signal=KILL", &limit().to_string(), "docker"]);
     command.args(words);
     command
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::docker::Docker;
 use crate::markdown;
-use crate::world::{LIMIT, SHIMS};
+use crate::world::{SHIMS, limit};
 
 pub fn commands_for_docker_20(d: &Docker) {
     run(d, "23 and newer");
@@ -65,7 +65,7 @@ fn console(block: &str) {
     let done = Command::new("timeout")
         .args([
             "--signal=KILL",
-            &(2 * LIMIT).to_string(),
+            &(2 * limit()).to_string(),
             "bash",
             "-euo",
             "pipefail",

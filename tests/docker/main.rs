@@ -9,6 +9,7 @@
     reason = "these tests are a client: they spawn `docker`, and wait for what a daemon does"
 )]
 
+mod checkpoints;
 mod docker;
 mod document;
 mod doors;
@@ -96,6 +97,9 @@ macro_rules! some {
 mod docker_20 {
     mod drop_in {
         all! { "20", crate::Door::DropIn }
+    }
+    mod checkpoints {
+        cases! { "20", crate::Door::DropIn, checkpoints; checkpoint_and_restore }
     }
     mod doors {
         cases! { "20", crate::Door::DropIn, doors;

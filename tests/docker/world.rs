@@ -16,10 +16,21 @@ const INSIDE: &str = "DOCKER_TEST";
 pub const SHIMS: &str = "/run/containerd/shims";
 
 /// Seconds that one command or one thing waited for may take.
-pub const LIMIT: u64 = 60;
+pub fn limit() -> u64 {
+    60 * patience()
+}
 
 /// Seconds that a case may take; then its world is killed.
-const WORLD_LIMIT: u64 = 300;
+fn world_limit() -> u64 {
+    300 * patience()
+}
+
+/// How many times slower than a real machine this may be: an emulated one sets `PATIENCE`.
+fn patience() -> u64 {
+    std::env::var("PATIENCE").map_or(1, |factor| {
+        factor.parse().expect("PATIENCE is a whole number")
+    })
+}
 
 /// containerd's namespace for Docker's containers.
 pub const NAMESPACE: &str = "moby";
@@ -35,7 +46,7 @@ pub fn enter(version: &str, test: &str, case: impl FnOnce()) {
         return;
     }
     let output = Command::new("timeout")
-        .args(["--signal=KILL", &WORLD_LIMIT.to_string()])
+        .args(["--signal=KILL", &world_limit().to_string()])
         .args([&script("docker"), version])
         .arg(std::env::current_exe().expect("this program's path"))
         .args(["--exact", name, "--nocapture", "--quiet"])
@@ -52,14 +63,14 @@ pub fn enter(version: &str, test: &str, case: impl FnOnce()) {
     }
 }
 
-/// Waits until `done` holds; fails naming `what` after [`LIMIT`].
+/// Waits until `done` holds; fails naming `what` after [`limit`].
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
-    assert!(try_until(&mut done), "waited {LIMIT} s for {what}");
+    assert!(try_until(&mut done), "waited {} s for {what}", limit());
 }
 
-/// Waits until `done` holds, for [`LIMIT`]; returns whether it does.
+/// Waits until `done` holds, for [`limit`]; returns whether it does.
 pub fn try_until(done: &mut dyn FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(LIMIT);
+    let deadline = Instant::now() + Duration::from_secs(limit());
     while !done() {
         if Instant::now() >= deadline {
             return false;
@@ -119,7 +130,7 @@ pub fn cgroups() -> Vec<String> {
 
 /// Fails unless no process, mount, cgroup, socket or state of any container is left.
 fn assert_nothing_left() {
-    let deadline = Instant::now() + Duration::from_secs(LIMIT);
+    let deadline = Instant::now() + Duration::from_secs(limit());
     loop {
         let left = left_overs();
         if left.is_empty() {
@@ -127,7 +138,8 @@ fn assert_nothing_left() {
         }
         assert!(
             Instant::now() < deadline,
-            "left behind after {LIMIT} s:\n{left}"
+            "left behind after {} s:\n{left}",
+            limit()
         );
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -42,7 +42,7 @@ const CGROUP_LIMIT: Duration = Duration::from_millis(700);
 /// How long the OCI runtime may take.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(3);
 
-/// How long it may take to remove the cgroup.
+/// How long it may take to remove the cgroup, and before that what is below.
 const REMOVE_LIMIT: Duration = Duration::from_millis(300);
 
 /// How long a killed runtime may take to end before the next step begins.
@@ -153,6 +153,9 @@ async fn delete_container(
         Some(cgroup) => cgroup.kill(CGROUP_LIMIT).await,
         None => Ok(()),
     };
+    if let Some(cgroup) = &cgroup {
+        cgroup.remove_below(REMOVE_LIMIT).await;
+    }
     let deleted = match is_known {
         true => delete_by_runtime(&runtime, &flags.id, init, end).await,
         false => Ok(()),

@@ -170,9 +170,11 @@ impl Cgroup {
         }
     }
 
-    /// Whether any of its directories is there.
-    pub fn is_left(&self) -> bool {
-        self.places().iter().any(|place| place.dir.exists())
+    /// Whether there are cgroups below it.
+    pub fn has_below(&self) -> bool {
+        self.places()
+            .iter()
+            .any(|place| tree::has_directories(&place.dir))
     }
 
     /// From now on the files that [`Cgroup::stats`] reads stay open, and are not looked for

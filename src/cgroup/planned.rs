@@ -164,6 +164,19 @@ impl Planned {
             .map(drop)
     }
 
+    /// Removes what is below it, as far as nobody is in there: youki deletes no container that
+    /// has made cgroups, and runc leaves those that are too deep for a path. What stays after
+    /// `limit` is the runtime's to report.
+    pub async fn remove_below(&self, limit: Duration) {
+        let (deadline, mut turn) = (Instant::now() + limit, Turn::default());
+        for place in &self.places {
+            let removed = remove_below(&place.dir, &mut turn, deadline).await;
+            removed.unwrap_or_else(|e| {
+                log::warn!("remove cgroups below {}: {e}", place.dir.display())
+            });
+        }
+    }
+
     /// Removes it and what is below, as far as it is empty, once what was killed is dead.
     /// An error when something is left, at the latest after `limit`.
     pub async fn remove(&self, limit: Duration) -> Result<()> {
@@ -178,19 +191,26 @@ impl Planned {
     }
 }
 
+/// Removes all below `dir` that is empty, deepest first.
+async fn remove_below(dir: &Path, turn: &mut Turn, deadline: Instant) -> io::Result<()> {
+    let Ok(mut walk) = Walk::new(dir, DIRECTORIES_PER_PASS) else {
+        return Ok(());
+    };
+    while let Some(step) = walk.next() {
+        if let Step::Out(name) = step {
+            // If it is not empty, neither is what it is in.
+            let _ = walk.remove(&name);
+        }
+        turn.step(deadline).await?;
+    }
+    Ok(())
+}
+
 /// Removes `dir` and all below, deepest first; tries again while processes are dying.
 async fn remove_tree(dir: &Path, deadline: Instant) -> io::Result<()> {
     let mut turn = Turn::default();
     loop {
-        if let Ok(mut walk) = Walk::new(dir, DIRECTORIES_PER_PASS) {
-            while let Some(step) = walk.next() {
-                if let Step::Out(name) = step {
-                    // If it is not empty, neither is what it is in.
-                    let _ = walk.remove(&name);
-                }
-                turn.step(deadline).await?;
-            }
-        }
+        remove_below(dir, &mut turn, deadline).await?;
         match fs::remove_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error)
@@ -423,6 +443,16 @@ mod tests {
         }
         assert!(!planned(&root, "/k/c1").exists());
         found.remove(limit).await.expect("once more");
+    }
+
+    #[tokio::test]
+    async fn cgroups_below_are_removed_alone() {
+        let root = system();
+        let dir = root.path().join("sys/fs/cgroup/cpu/k/c1");
+        fs::create_dir_all(dir.join("a/b")).unwrap();
+        let limit = Duration::from_secs(60);
+        planned(&root, "/k/c1").remove_below(limit).await;
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
     }
 
     #[tokio::test]

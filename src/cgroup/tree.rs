@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::dir::{Dir, Type};
@@ -152,6 +153,11 @@ impl Walk {
             outcome => Ok(outcome?),
         }
     }
+}
+
+/// Whether there are directories in cgroup `dir`.
+pub fn has_directories(dir: &Path) -> bool {
+    std::fs::metadata(dir).is_ok_and(|found| found.nlink() > LINKS_OF_A_LEAF.into())
 }
 
 #[cfg(test)]

@@ -371,11 +371,11 @@ impl Container {
         }
         // The runtime takes a frozen cgroup for a paused container, even if it is empty.
         self.thaw().await;
-        let removed = match self.runtime.delete(self.id(), cancel).await? {
-            true => self.remove_left_cgroup().await,
-            false => self.remove_planned_cgroup().await,
-        };
-        removed.unwrap_or_else(|e| log::warn!(id = self.id(); "delete: {e}"));
+        self.remove_cgroups_below().await;
+        if !self.runtime.delete(self.id(), cancel).await? {
+            let removed = self.remove_planned_cgroup().await;
+            removed.unwrap_or_else(|e| log::warn!(id = self.id(); "delete: {e}"));
+        }
         init.close_streams();
         for exec in std::mem::take(&mut *self.execs.borrow_mut()).into_values() {
             exec.release_waiters();

@@ -32,8 +32,8 @@ use crate::sys;
 /// unmounting.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long Delete tries to remove the cgroup that the runtime has left.
-const LEFT_CGROUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long Delete removes cgroups that the container has made in its own.
+const BELOW_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What Create asks for.
 pub struct Create {
@@ -228,13 +228,15 @@ impl Container {
         killed.and(cgroup.remove(UNDO_TIMEOUT).await)
     }
 
-    /// Removes what the runtime, which has deleted the container, has left of its cgroup: runc
-    /// reports success though cgroups below were too deep for a path. Kills nobody.
-    pub(super) async fn remove_left_cgroup(&self) -> Result<()> {
-        if !self.cgroup().is_ok_and(|cgroup| cgroup.is_left()) {
-            return Ok(());
+    /// Removes the cgroups that the container has made in its own, which runtimes cannot always.
+    pub(super) async fn remove_cgroups_below(&self) {
+        if !self.cgroup().is_ok_and(|cgroup| cgroup.has_below()) {
+            return;
         }
-        self.planned_cgroup()?.remove(LEFT_CGROUP_TIMEOUT).await
+        match self.planned_cgroup() {
+            Ok(cgroup) => cgroup.remove_below(BELOW_TIMEOUT).await,
+            Err(error) => log::warn!(id = self.id(); "find the container's cgroup: {error}"),
+        }
     }
 }
 

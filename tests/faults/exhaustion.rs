@@ -143,7 +143,8 @@ faults! { "exhaustion";
     }
 
     fn processes_of_the_container(d) {
-        let c = d.container("c", &["sleep", "inf"]).resources(serde_json::json!({"pids": {"limit": 1}})).run();
+        let c = d.running("c");
+        set_limit(c.cgroup(), PIDS, "1");
         for id in ["a", "b"] {
             // The runtime's process in the container has to be one of its own.
             let _ = c.exec(id, &["true"]).and_then(|e| e.start());

@@ -86,6 +86,12 @@ const HALF: &str = "Go kills the runtime, and does not undo what that has done";
 const ORDER: &str = "Go sends later events before it retries an earlier one, and gives up";
 
 pub const TABLE: &[Expected] = &[
+    always(
+        GO,
+        Class::Hangs,
+        "Create waits for a mount without a bound",
+        &["hangs::mount_helper", "hangs::mount_of_a_dead_file_system"],
+    ),
     flaky(
         &[Go2],
         Class::Left,
@@ -206,6 +212,7 @@ pub const TABLE: &[Expected] = &[
             "hangs::create_with_an_unready_logger",
             "hangs::exec_with_an_unready_logger",
             "hangs::log_file_is_a_fifo_that_nobody_reads",
+            "hangs::log_file_on_a_dead_file_system",
         ],
     ),
     always(GO, Class::Fails, ORDER, &["events::listener_refuses"]),

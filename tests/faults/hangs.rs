@@ -1,11 +1,13 @@
 //! What hangs: the OCI runtime in each of its commands, FIFOs that nobody reads, loggers, log
 //! files. The call's deadline passes; then the container is removed, though it still hangs.
 
+use std::fs;
 use std::time::Duration;
 
-use containerd_shim_rs_v2::proto::task;
+use containerd_shim_rs_v2::proto::{Mount, task};
 
-use crate::harness::rpc::Pending;
+use crate::harness::machine::Silent;
+use crate::harness::rpc::{Code, Pending, Refused};
 use crate::harness::runtime::At;
 use crate::harness::{Daemon, Stdio, write_program};
 use crate::scene::{Scene, assert_events, remove};
@@ -76,6 +78,30 @@ fn create_hangs(d: &Daemon, stdio: Stdio) {
     assert_events(d, "c");
 }
 
+/// Nor does it with this mount for a rootfs; what it waits for goes on when `hold` is dropped.
+fn mount_hangs<T>(d: &Daemon, mount: Mount, hold: T) {
+    let c = d
+        .container("c", &["sleep", "inf"])
+        .mounts(vec![mount])
+        .shim();
+    let create: Pending<task::CreateTaskResponse> =
+        c.connection
+            .send(d.api.service(), "Create", &c.create_request(), DEADLINE);
+    assert!(create.wait().is_err(), "Create was done");
+    c.state().refused(Code::NOT_FOUND, "");
+    drop(hold);
+    assert_eq!(remove(&c), 0, "the server's end");
+    assert_events(d, "c");
+}
+
+/// A file system that does not answer, and a path in it.
+fn silent(d: &Daemon) -> (Silent, String) {
+    let point = d.path("silent");
+    fs::create_dir(&point).expect("make a mount point");
+    let silent = Silent::mounted(&point);
+    (silent, point.join("file").display().to_string())
+}
+
 /// So does the start of an exec; init is killed meanwhile.
 fn exec_hangs(d: &Daemon, stdio: &Stdio) {
     let c = d.running("c");
@@ -123,6 +149,33 @@ faults! { "hangs";
         }
         assert_eq!(remove(&c), 0, "the server's end");
         assert_events(d, "c");
+    }
+
+    fn log_file_on_a_dead_file_system(d) {
+        let (silent, path) = silent(d);
+        let c = d.shell("c", "yes").stdio(both(&format!("file://{path}"))).shim();
+        let create: Pending<task::CreateTaskResponse> =
+            c.connection.send(d.api.service(), "Create", &c.create_request(), DEADLINE);
+        assert!(create.wait().is_err(), "Create was done");
+        drop(silent);
+        assert_eq!(remove(&c), 0, "the server's end");
+        assert_events(d, "c");
+    }
+
+    fn mount_of_a_dead_file_system(d) {
+        let (silent, source) = silent(d);
+        let options = vec!["bind".into()];
+        mount_hangs(d, Mount { type_: "bind".into(), source, options, ..Default::default() }, silent);
+    }
+
+    fn mount_helper(d) {
+        let dir = d.path("helpers");
+        fs::create_dir(&dir).expect("make a directory");
+        write_program(&dir.join("mount.fuse3"), "exec /bin/sleep 1000");
+        let path = std::env::var("PATH").expect("PATH");
+        d.set_env("PATH", &format!("{}:{path}", dir.display()));
+        let (type_, source) = ("fuse3.slow".into(), "none".into());
+        mount_hangs(d, Mount { type_, source, ..Default::default() }, ());
     }
 
     fn logger_stops_reading(d) {

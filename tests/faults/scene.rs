@@ -185,15 +185,11 @@ pub fn remove(c: &Container) -> i32 {
 #[track_caller]
 pub fn delete_task(p: &Process) -> bool {
     // It may have exited, or may just be created: then it is there for the second Kill.
-    let mut killed = p.kill(9);
+    let killed = p.kill(9);
     if let Ok(state) = p.state() {
         if killed.is_err() && state.status != Status::STOPPED.into() {
-            killed = p.kill(9);
+            let _ = p.kill(9);
         }
-        assert!(
-            killed.is_ok() || p.status() == Status::STOPPED,
-            "Kill: {killed:?}"
-        );
         p.wait().expect("Wait");
     }
     match p.delete() {

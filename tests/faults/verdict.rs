@@ -51,7 +51,7 @@ pub fn hold(name: &str, run: impl Fn(&Daemon)) {
     let tries = if shim() == Shim::Ours || survey { 1 } else { 3 };
     let mut verdicts = Vec::new();
     for _ in 0..tries {
-        let verdict = judge(expected.is_some() || survey, &run);
+        let verdict = judge(expected.is_some() || survey && shim() != Shim::Ours, &run);
         println!("verdict {name} {} {verdict}", shim().name());
         if survey || expected::agrees(expected, verdict.class()) {
             return;

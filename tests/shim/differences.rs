@@ -462,9 +462,9 @@ const TABLE: &[Difference] = &[
         "Go runs `ps` for Pids and `kill` for a signal",
     ),
     // what youki cannot do
-    fails_with("youki", ALL, "pids_include_child_cgroups", BELOW),
-    fails_with("youki", ALL, "child_cgroups_are_killed", BELOW),
-    fails_with("youki", ALL, "frozen_child_cgroups_are_killed", BELOW),
+    fails_with("youki", GO, "pids_include_child_cgroups", BELOW),
+    fails_with("youki", GO, "child_cgroups_are_killed", BELOW),
+    fails_with("youki", GO, "frozen_child_cgroups_are_killed", BELOW),
     fails_with("youki", GO, "created_init", KILLED),
     fails_with("youki", GO, "paused_init", KILLED),
     fails_with(
@@ -803,7 +803,6 @@ const TABLE: &[Difference] = &[
         "frozen_child_cgroup_can_be_killed",
         "the runtime thaws the container's cgroup only",
     ),
-    fails_with("youki", ALL, "frozen_child_cgroup_can_be_killed", BELOW),
     fails(
         GO,
         "container_is_killed_while_the_runtime_pauses_it",

@@ -10,8 +10,8 @@ use containerd_shim_rs_v2::proto::types::Status;
 use nix::sys::signal::Signal;
 
 use super::stdio::{both, logger};
-use super::unmount::Silent;
 use crate::harness::container::Builder;
+use crate::harness::machine::Silent;
 use crate::harness::rpc::{Connection, Pending};
 use crate::harness::runtime::{At, FakeRuntime};
 use crate::harness::task::Process;

@@ -21,8 +21,8 @@ use serde_json::json;
 
 use super::stdio::{both, logger};
 use super::stdio_faults::{assert_answers, is_repetition, size, tapped};
-use super::unmount::Silent;
 use crate::harness::container::Container;
+use crate::harness::machine::Silent;
 use crate::harness::runtime::At;
 use crate::harness::stdio::{Reader, Tap};
 use crate::harness::*;

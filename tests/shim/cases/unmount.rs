@@ -2,47 +2,19 @@
 //! file systems that do not answer.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use containerd_shim_rs_v2::proto::Mount;
 use containerd_shim_rs_v2::proto::types::Status;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 
-use crate::harness::machine::mounts_below;
+use crate::harness::machine::{Silent, mounts_below};
 use crate::harness::*;
 
 #[track_caller]
 fn mount_tmpfs(point: &Path) {
     let (kind, none) = (Some("tmpfs"), MsFlags::empty());
     mount(kind, point, kind, none, None::<&str>).expect("mount a tmpfs");
-}
-
-/// A FUSE file system at `point` that answers nothing until it is dropped.
-pub(super) struct Silent {
-    _device: File,
-    point: PathBuf,
-}
-
-impl Silent {
-    pub(super) fn mounted(point: &Path) -> Silent {
-        let device = File::options().read(true).write(true).open("/dev/fuse");
-        let device = device.expect("open /dev/fuse");
-        let fd = device.as_raw_fd();
-        let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
-        let (kind, none) = (Some("fuse"), MsFlags::empty());
-        mount(Some("silent"), point, kind, none, Some(data.as_str())).expect("mount it");
-        Silent {
-            _device: device,
-            point: point.into(),
-        }
-    }
-}
-
-impl Drop for Silent {
-    fn drop(&mut self) {
-        let _ = umount2(&self.point, MntFlags::MNT_DETACH);
-    }
 }
 
 cases! {

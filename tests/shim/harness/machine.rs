@@ -1,9 +1,12 @@
-//! The machine's own tables: cgroups and mounts, as tests make and look at them.
+//! The machine's own tables: cgroups and mounts, as tests make and look at them; and a file
+//! system that answers nothing.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
 use super::process;
@@ -126,4 +129,31 @@ pub fn mount_entries_below(dir: &Path) -> Vec<MountEntry> {
 pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let entries = mount_entries_below(dir);
     entries.into_iter().map(|entry| entry.point).collect()
+}
+
+/// A FUSE file system at `point` that answers nothing until it is dropped.
+pub struct Silent {
+    _device: File,
+    point: PathBuf,
+}
+
+impl Silent {
+    pub fn mounted(point: &Path) -> Silent {
+        let device = File::options().read(true).write(true).open("/dev/fuse");
+        let device = device.expect("open /dev/fuse");
+        let fd = device.as_raw_fd();
+        let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
+        let (kind, none) = (Some("fuse"), MsFlags::empty());
+        mount(Some("silent"), point, kind, none, Some(data.as_str())).expect("mount it");
+        Silent {
+            _device: device,
+            point: point.into(),
+        }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        let _ = umount2(&self.point, MntFlags::MNT_DETACH);
+    }
 }

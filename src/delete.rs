@@ -13,6 +13,7 @@
 //! Lacks on purpose: a search for processes outside of the cgroup. Without the runtime's
 //! state there are none.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -183,8 +184,14 @@ async fn delete_by_runtime(
     let limit = RUNTIME_LIMIT.min(left);
     let cancel = Cancel::after(limit);
     let is_dead = || init.is_none_or(|init| !init.is_alive());
+    // Of the last try that was not cut short: an answer of the runtime says more than that it
+    // was killed in the end.
+    let failure = Cell::new(None);
+    let last_failure = || {
+        let last = failure.take();
+        last.unwrap_or_else(|| Error::from(Cause::TimedOut(limit)))
+    };
     let delete = async {
-        let mut failure = None;
         loop {
             // To force it takes more: crun wants a pidfd, even of a process that has ended.
             if init.is_some() && is_dead() && runtime.delete(id, &cancel).await.is_ok() {
@@ -193,18 +200,18 @@ async fn delete_by_runtime(
             let Err(error) = runtime.force_delete(id, &cancel).await else {
                 return Ok(());
             };
-            // An answer of the runtime says more than that it was killed in the end.
-            let late = cancel.is_expired();
-            let error = failure.take().filter(|_| late).unwrap_or(error);
+            failure.set(match failure.take() {
+                Some(last) if cancel.is_expired() => Some(last),
+                _ => Some(error),
+            });
             if cancel.unless(sleep(DELETE_PAUSE)).await.is_err() {
-                return Err(error);
+                return Err(last_failure());
             }
-            failure = Some(error);
         }
     };
     // Dropped, it is killed as well.
     let deleted = timeout(limit + KILL_LIMIT, delete).await;
-    match deleted.unwrap_or_else(|_| Err(Cause::TimedOut(limit).into())) {
+    match deleted.unwrap_or_else(|_| Err(last_failure())) {
         Err(error) if is_dead() => runtime.forget_unreadable(id, error).await,
         deleted => deleted,
     }

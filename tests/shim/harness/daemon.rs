@@ -389,14 +389,16 @@ impl Daemon {
 
     /// Waits until `holds`, which nothing announces: it is looked at again and again.
     #[track_caller]
-    pub fn eventually(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + self.hang_timeout;
+    pub fn eventually(&self, what: &str, holds: impl FnMut() -> bool) {
+        self.eventually_within(self.hang_timeout, what, holds);
+    }
+
+    /// The same for what may take longer than an answer.
+    #[track_caller]
+    pub fn eventually_within(&self, limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + limit;
         while !holds() {
-            assert!(
-                Instant::now() < deadline,
-                "not within {:?}: {what}",
-                self.hang_timeout
-            );
+            assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
             // Nothing to wait for; only not to take the processor from who is to make it true.
             let _ = nix::poll::poll(&mut [], 5_u16);
         }

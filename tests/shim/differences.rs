@@ -1041,6 +1041,11 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
+        "ps_asks_a_server_whose_socket_is_in_another_mount_namespace",
+        "Go has no such action",
+    ),
+    fails(
+        GO,
         "ps_does_not_wait_for_a_server_that_hangs",
         "Go has no such action",
     ),

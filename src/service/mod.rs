@@ -71,10 +71,13 @@ impl Services {
 
     /// An endpoint on `listener` that serves these.
     pub fn endpoint(self: &Rc<Self>, listener: UnixListener) -> Result<Rc<Server>> {
-        let services = self.clone();
+        // These hold the server, which holds the handler.
+        let services = Rc::downgrade(self);
         let handler = Rc::new(move |call: Rc<Call>| -> Answer {
-            let services = services.clone();
+            let services = services.upgrade();
             Box::pin(async move {
+                let services = services
+                    .ok_or_else(|| Error::new(Kind::Unavailable, "the server is shutting down"))?;
                 let log = RequestLog::new(call.clone());
                 let answer = services.answer(&call).await;
                 log.answered(&answer);

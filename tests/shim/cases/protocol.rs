@@ -1,8 +1,13 @@
 //! Clients that misbehave on the wire: their own connection may suffer, nobody else's.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use containerd_shim_rs_v2::proto::types::Status;
@@ -69,7 +74,53 @@ fn resident(c: &Container) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// Connects to a socket; prints how many bytes of an answer came before the end.
+const STRANGER: &str = "
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+try:
+    s.sendall(bytes.fromhex(sys.argv[2]))
+    print(len(s.recv(1)))
+except (BrokenPipeError, ConnectionResetError):
+    print(0)
+";
+
+/// How many bytes user `uid` gets of the answer to a State, if file modes let everybody connect.
+fn answer_to(c: &Container, uid: u32) -> String {
+    let path = c.started.address.trim_start_matches("unix://");
+    let everybody =
+        |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    everybody(Path::new(path));
+    let dir = tempfile::tempdir_in("/run").unwrap();
+    everybody(dir.path());
+    let link = dir.path().join("s");
+    fs::hard_link(path, &link).unwrap();
+    let bytes: String = state_request(c, 1)
+        .bytes()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut python = Command::new("/usr/bin/python3");
+    python
+        .args(["-c", STRANGER])
+        .arg(link)
+        .arg(bytes)
+        .uid(uid)
+        .gid(uid);
+    let output = process::run(&mut python, &[], c.daemon.hang_timeout);
+    assert_eq!(output.status, 0, "{output:?}");
+    output.stdout_text().trim().into()
+}
+
 cases! {
+    fn other_users_are_not_served(d) {
+        let c = d.running("c");
+        assert_eq!(answer_to(&c, 0), "1");
+        assert_eq!(answer_to(&c, 65534), "0");
+        assert_eq!(c.status(), Status::RUNNING);
+    }
+
     fn unknown_service(d) {
         let c = d.running("c");
         let call = |service: &str| {

@@ -46,6 +46,9 @@ pub mod log;
 pub mod proto;
 pub mod sys;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 /// This program's name, in messages to people.
 pub const NAME: &str = "containerd-shim-rs-v2";
 

@@ -66,7 +66,7 @@ struct Ledger {
     unclaimed: RefCell<HashMap<i32, Exit>>,
     keepers: Cell<usize>,
     /// A test plays the kernel.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     fake: Option<Rc<fake::Kernel>>,
 }
 
@@ -83,7 +83,7 @@ pub struct Child {
     /// Its pid. Once it is reaped, another process may have it.
     pub pid: i32,
     reaped: Rc<Cell<bool>>,
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     fake: Option<Rc<fake::Kernel>>,
 }
 
@@ -239,7 +239,7 @@ impl Reaper {
     /// As [`Reaper::spawn`], for a child that may outlive this thread, and stays in our
     /// process group unless the command says otherwise.
     pub fn spawn_lasting(&self, mut command: Command) -> io::Result<Spawned> {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if let Some(kernel) = &self.0.fake {
             return Ok(self.spawned(kernel.spawn(&command), None));
         }
@@ -293,13 +293,13 @@ impl Reaper {
         Child {
             pid,
             reaped,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             fake: self.0.fake.clone(),
         }
     }
 
     fn has_child(&self, pid: i32) -> bool {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if let Some(kernel) = &self.0.fake {
             return kernel.alive.borrow().contains(&pid);
         }
@@ -311,7 +311,7 @@ impl Child {
     /// Sends `signal`, whatever its number; never to another process.
     /// `ESRCH` when the child has been reaped.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if let Some(kernel) = &self.fake {
             return kernel.signal(self.pid, signal);
         }
@@ -577,7 +577,7 @@ mod tests {
 }
 
 /// Processes that exist only in a test, which decides about their order.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub mod fake {
     use std::cell::{Cell, RefCell};
     use std::collections::BTreeSet;

@@ -51,7 +51,7 @@ enum Dialect {
 
 /// What containerd asks for, in any dialect.
 #[derive(Debug, PartialEq, Eq)]
-struct Request {
+pub(crate) struct Request {
     dialect: Dialect,
     debug: bool,
     grpc_address: String,
@@ -107,7 +107,7 @@ fn group<'a>(spec: &'a Spec, id: &'a str) -> &'a str {
 impl Request {
     /// Tells the dialects apart: the runtime options that containerd before 2.3 sends also
     /// decode as `BootstrapParams`, with a type's name as the ID.
-    fn decode(flags: &Flags, input: &[u8]) -> Result<Request> {
+    pub(crate) fn decode(flags: &Flags, input: &[u8]) -> Result<Request> {
         match BootstrapParams::parse_from_bytes(input) {
             Ok(params) if params.instance_id == flags.id && params.namespace == flags.namespace => {
                 Self::from_params(flags, params)

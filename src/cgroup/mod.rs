@@ -6,7 +6,7 @@
 //!
 //! Lacks on purpose: limits. The OCI runtime sets them.
 
-mod files;
+pub(crate) mod files;
 mod kill;
 mod locate;
 mod planned;
@@ -85,7 +85,7 @@ impl Cgroup {
         Self::of_in(Path::new("/"), pid)
     }
 
-    fn of_in(root: &Path, pid: i32) -> Result<Cgroup> {
+    pub(crate) fn of_in(root: &Path, pid: i32) -> Result<Cgroup> {
         Ok(Self {
             root: root.to_owned(),
             located: locate::of(root, pid)?,

@@ -10,7 +10,7 @@
 
 mod fuse;
 mod kernel;
-mod options;
+pub(crate) mod options;
 mod unmount;
 
 use std::fmt::Display;

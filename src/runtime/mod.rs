@@ -3,7 +3,7 @@
 
 mod broken_state;
 mod command;
-mod flavor;
+pub(crate) mod flavor;
 
 use std::cell::Cell;
 use std::ffi::OsStr;

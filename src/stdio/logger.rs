@@ -41,7 +41,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a URI says about a logging program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Program {
+pub(crate) struct Program {
     pub(super) path: PathBuf,
     /// Keys and values of the query, in its order.
     pub(super) arguments: Vec<OsString>,

@@ -18,7 +18,7 @@ mod logger;
 mod pace;
 mod pump;
 mod sizes;
-mod target;
+pub(crate) mod target;
 #[cfg(test)]
 mod tests;
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// Where a stream comes from or goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// Nowhere.
     None,
     /// A FIFO, or what stands in its place; it exists.
@@ -27,7 +27,7 @@ pub(super) enum Target {
 
 impl Target {
     /// Understands a path or URI; only URIs are percent-encoded.
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let Some((scheme, rest)) = split_scheme(text) else {
             return Ok(match text {
                 "" => Self::None,

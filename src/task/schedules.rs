@@ -269,7 +269,7 @@ impl World {
 
 /// What the events say, checked one by one in the order in which they were published.
 #[derive(Default)]
-struct Hihistory {
+struct History {
     created: bool,
     started: bool,
     init_exits: usize,
@@ -278,7 +278,7 @@ struct Hihistory {
     execs: BTreeMap<String, (bool, usize)>,
 }
 
-impl Hihistory {
+impl History {
     fn check(&mut self, event: &Event) {
         assert!(!self.deleted, "{event:?} after the deletion");
         match event {
@@ -358,7 +358,7 @@ fn play(create_succeeds: bool, hangs: bool, steps: Vec<Step>) {
             world.step(step).await;
         }
         world.finish(hangs).await;
-        let mut history = Hihistory::default();
+        let mut history = History::default();
         for event in world.tasks.shared.events.published() {
             history.check(&event);
         }

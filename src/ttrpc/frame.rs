@@ -96,7 +96,7 @@ impl FrameReader {
     }
 
     /// Calls `read` until a frame is complete. When `read` fails, nothing is lost.
-    fn pull(
+    pub(crate) fn pull(
         &mut self,
         mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
     ) -> io::Result<Option<Frame>> {

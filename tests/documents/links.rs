@@ -54,6 +54,30 @@ fn each_link_leads_to_a_file_and_a_heading() {
     );
 }
 
+/// A link whose text is a name and whose target is a source: that has a function of this name.
+#[test]
+fn each_test_that_is_linked_exists() {
+    let mut wrong = Vec::new();
+    for document in documents() {
+        let text = markdown::read(&document);
+        let directory = Path::new(&document).parent().expect("a directory");
+        for link in text.split("[`").skip(1) {
+            let Some((name, rest)) = link.split_once("`](") else {
+                continue;
+            };
+            let target = rest.split(')').next().expect("a target");
+            if !target.ends_with(".rs") {
+                continue;
+            }
+            let source = crate::text(directory.join(target));
+            if !source.contains(&format!("fn {name}(")) {
+                wrong.push(format!("{document}: {target} has no {name}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn anchors_are_as_on_github() {
     assert_eq!(anchor("### containerd 1.6 and 1.7"), "containerd-16-and-17");

@@ -51,8 +51,9 @@ impl Target<'_> {
             .flags(flags)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         match openat2(&rootfs, self.path, how) {
-            // Linux 5.6 has the call; sandboxes refuse it.
-            Err(Errno::ENOSYS | Errno::EPERM) => open_in_root(rootfs, self.path),
+            // Linux 5.6 has the call; sandboxes refuse it. EAGAIN: somebody mounted or renamed
+            // something, anywhere, while a `..` was followed.
+            Err(Errno::ENOSYS | Errno::EPERM | Errno::EAGAIN) => open_in_root(rootfs, self.path),
             opened => opened,
         }
     }

@@ -705,6 +705,11 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         &[Go16],
+        "targets_stay_in_the_rootfs_while_others_mount",
+        "before 1.7 mounts have no target",
+    ),
+    fails(
+        &[Go16],
         "targets_stay_in_the_rootfs_without_openat2",
         "before 1.7 mounts have no target",
     ),

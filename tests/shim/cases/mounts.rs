@@ -371,6 +371,12 @@ cases! {
         assert_targets_stay_in_the_rootfs(d);
     }
 
+    fn targets_stay_in_the_rootfs_while_others_mount(d) {
+        // What openat2(2) answers if something was mounted or renamed meanwhile, anywhere.
+        d.deny(&[Denied::call(libc::SYS_openat2, libc::EAGAIN)]);
+        assert_targets_stay_in_the_rootfs(d);
+    }
+
     fn target_that_does_not_exist(d) {
         let target = Mount { target: "no/such/place".into(), ..a_mount("tmpfs", "tmpfs", &[]) };
         let c = d.container("c", &["true"]).mounts(vec![bind(&["ro"]), target]).shim();

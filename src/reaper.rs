@@ -581,6 +581,7 @@ mod tests {
 pub mod fake {
     use std::cell::{Cell, RefCell};
     use std::collections::BTreeSet;
+    use std::fs;
     use std::io;
     use std::process::Command;
     use std::rc::Rc;
@@ -621,6 +622,18 @@ pub mod fake {
             pid
         }
 
+        /// The processes that are no commands of ours, the oldest first.
+        pub fn others(&self) -> Vec<i32> {
+            let spawned = self.spawned.borrow();
+            let is_other = |pid: &i32| spawned.iter().all(|(command, _)| command != pid);
+            self.alive
+                .borrow()
+                .iter()
+                .copied()
+                .filter(is_other)
+                .collect()
+        }
+
         pub(super) fn signal(&self, pid: i32, signal: i32) -> io::Result<()> {
             if !self.alive.borrow().contains(&pid) {
                 return Err(Errno::ESRCH.into());
@@ -641,9 +654,57 @@ pub mod fake {
             }))
         }
 
+        fn kernel(&self) -> &Kernel {
+            self.0.fake.as_ref().expect("a fake kernel")
+        }
+
+        /// The `n`-th of the spawned commands ends, modulo their number: as it should, with a
+        /// new process in its `--pid-file`, or with an error. An error if that cannot be
+        /// written.
+        pub fn answer(&self, n: usize, well: bool) -> io::Result<()> {
+            let mut spawned = self.kernel().spawned.borrow_mut();
+            if spawned.is_empty() {
+                return Ok(());
+            }
+            let n = n % spawned.len();
+            let (pid, args) = spawned.remove(n);
+            drop(spawned);
+            let at = args.iter().position(|arg| arg == "--pid-file");
+            let written = match at.filter(|_| well) {
+                Some(at) => fs::write(&args[at + 1], self.kernel().fork().to_string()),
+                None => Ok(()),
+            };
+            self.end(pid, u32::from(!well));
+            written
+        }
+
+        /// The `n`-th of the processes that are no commands ends by SIGKILL, modulo their
+        /// number.
+        pub fn end_other(&self, n: usize) {
+            let others = self.kernel().others();
+            if !others.is_empty() {
+                self.end(others[n % others.len()], 137);
+            }
+        }
+
+        /// What was sent a signal ends by SIGKILL.
+        pub fn end_signalled(&self) {
+            let kernel = self.kernel();
+            for pid in kernel.signalled.take() {
+                kernel
+                    .spawned
+                    .borrow_mut()
+                    .retain(|(command, _)| *command != pid);
+                let is_alive = kernel.alive.borrow().contains(&pid);
+                if is_alive {
+                    self.end(pid, 137);
+                }
+            }
+        }
+
         /// Process `pid` ends and is reaped.
         pub fn end(&self, pid: i32, status: u32) {
-            let kernel = self.0.fake.as_ref().expect("a fake kernel");
+            let kernel = self.kernel();
             assert!(kernel.alive.borrow_mut().remove(&pid), "{pid} ends twice");
             self.record(
                 pid,

@@ -5,11 +5,10 @@
 //! Promises: no request leaves the bundle: only a Create and an Exec that are made here name
 //! paths, and damage is done to the other requests.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -61,12 +60,9 @@ impl<'a> Choices<'a> {
 }
 
 struct World {
-    kernel: Rc<Kernel>,
     reaper: Reaper,
     dir: tempfile::TempDir,
     clients: Vec<Option<UnixStream>>,
-    /// The processes that are no command of the OCI runtime.
-    members: RefCell<Vec<i32>>,
     next_stream: Cell<u32>,
 }
 
@@ -84,7 +80,6 @@ pub fn requests(data: &[u8]) {
 
 impl World {
     fn new() -> World {
-        let kernel = Rc::new(Kernel::default());
         let dir = tempfile::tempdir().expect("a directory");
         for id in IDS {
             let bundle = dir.path().join("bundles").join(id);
@@ -92,11 +87,9 @@ impl World {
             fs::write(bundle.join("config.json"), "{}").expect("a spec");
         }
         World {
-            reaper: Reaper::over(kernel.clone()),
-            kernel,
+            reaper: Reaper::over(Rc::new(Kernel::default())),
             dir,
             clients: (0..CONNECTIONS).map(|_| None).collect(),
-            members: RefCell::default(),
             next_stream: Cell::new(1),
         }
     }
@@ -134,8 +127,9 @@ impl World {
                 let n = choices.of(CONNECTIONS);
                 self.clients[n] = None;
             }
-            1 => self.answer(choices.of(4), choices.of(4) > 0),
-            2 => self.end(choices.of(4)),
+            // The bundle of its PID file may be gone.
+            1 => drop(self.reaper.answer(choices.of(4), choices.of(4) > 0)),
+            2 => self.reaper.end_other(choices.of(4)),
             3 => self.settle().await,
             4 => {
                 let n = choices.of(CONNECTIONS);
@@ -289,45 +283,10 @@ impl World {
         (method, message.expect("a message"))
     }
 
-    /// A command of the OCI runtime ends: as it should, or with an error.
-    fn answer(&self, n: usize, well: bool) {
-        let mut spawned = self.kernel.spawned.borrow_mut();
-        if spawned.is_empty() {
-            return;
-        }
-        let n = n % spawned.len();
-        let (pid, args) = spawned.remove(n);
-        if let (true, Some(at)) = (well, args.iter().position(|arg| arg == "--pid-file")) {
-            let member = self.kernel.fork();
-            self.members.borrow_mut().push(member);
-            // Its bundle may be gone.
-            let _ = fs::write(Path::new(&args[at + 1]), member.to_string());
-        }
-        drop(spawned);
-        self.reaper.end(pid, u32::from(!well));
-    }
-
-    fn end(&self, n: usize) {
-        let mut members = self.members.borrow_mut();
-        if !members.is_empty() {
-            let n = n % members.len();
-            self.reaper.end(members.remove(n), 137);
-        }
-    }
-
     /// What was sent a signal ends, and every task goes as far as it can without time passing.
     async fn settle(&self) {
         for _ in 0..20 {
-            for pid in self.kernel.signalled.take() {
-                self.members.borrow_mut().retain(|member| *member != pid);
-                self.kernel
-                    .spawned
-                    .borrow_mut()
-                    .retain(|(command, _)| *command != pid);
-                if self.kernel.alive.borrow().contains(&pid) {
-                    self.reaper.end(pid, 137);
-                }
-            }
+            self.reaper.end_signalled();
             yield_now().await;
         }
     }

@@ -67,8 +67,6 @@ struct World {
     reaper: Reaper,
     tasks: Rc<Tasks>,
     bundle: tempfile::TempDir,
-    /// The container's own processes: those that are no runtime command.
-    members: RefCell<Vec<i32>>,
     calls: RefCell<Vec<(Cancel, JoinHandle<()>)>>,
     execs: RefCell<usize>,
 }
@@ -93,7 +91,6 @@ impl World {
             reaper,
             tasks,
             bundle,
-            members: RefCell::default(),
             calls: RefCell::default(),
             execs: RefCell::default(),
         }
@@ -157,7 +154,7 @@ impl World {
                 self.with(|c, x| async move { drop(c.kill(Target::Init, 9, all, &x).await) })
             }
             Step::Answer(n, well) => self.answer(n, well),
-            Step::End(n) => self.end(n),
+            Step::End(n) => self.reaper.end_other(n),
             Step::Leave(n) => {
                 let calls = self.calls.borrow();
                 calls[n % calls.len()].0.cancel(Cause::RequestEnded);
@@ -187,42 +184,13 @@ impl World {
 
     /// The runtime does what it was asked, or fails.
     fn answer(&self, n: usize, well: bool) {
-        let mut spawned = self.kernel.spawned.borrow_mut();
-        if spawned.is_empty() {
-            return;
-        }
-        let n = n % spawned.len();
-        let (pid, args) = spawned.remove(n);
-        if let (true, Some(at)) = (well, args.iter().position(|arg| arg == "--pid-file")) {
-            let member = self.kernel.fork();
-            self.members.borrow_mut().push(member);
-            fs::write(&args[at + 1], member.to_string()).expect("a pid file");
-        }
-        drop(spawned);
-        self.reaper.end(pid, u32::from(!well));
-    }
-
-    fn end(&self, n: usize) {
-        let mut members = self.members.borrow_mut();
-        if !members.is_empty() {
-            let n = n % members.len();
-            self.reaper.end(members.remove(n), 137);
-        }
+        self.reaper.answer(n, well).expect("a pid file");
     }
 
     /// What was sent SIGKILL ends, and every task goes as far as it can.
     async fn settle(&self) {
         for _ in 0..20 {
-            for pid in self.kernel.signalled.take() {
-                let mut members = self.members.borrow_mut();
-                if let Some(n) = members.iter().position(|member| *member == pid) {
-                    self.reaper.end(members.remove(n), 137);
-                }
-                let mut spawned = self.kernel.spawned.borrow_mut();
-                if let Some(n) = spawned.iter().position(|(command, _)| *command == pid) {
-                    self.reaper.end(spawned.remove(n).0, 137);
-                }
-            }
+            self.reaper.end_signalled();
             yield_now().await;
         }
     }
@@ -235,8 +203,8 @@ impl World {
                 true => self.pass().await,
                 false => self.answer_all().await,
             }
-            while !self.members.borrow().is_empty() {
-                self.end(0);
+            while !self.kernel.others().is_empty() {
+                self.reaper.end_other(0);
             }
         }
         if hangs {

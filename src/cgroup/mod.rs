@@ -27,7 +27,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::proto::{Any, Message};
 use files::Reader;
 use locate::{Located, Others, Place};
-pub use planned::{Plan, Planned, is_systemds};
+pub use planned::{Plan, Planned, is_systemds, systemd_runs};
 use tree::Walk;
 
 /// Directories that one question looks at: each takes some 20 microseconds.

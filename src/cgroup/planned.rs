@@ -60,10 +60,14 @@ pub fn is_systemds(options: &Options, cgroups_path: &str) -> bool {
 }
 
 fn is_systemds_in(root: &Path, options: &Options, cgroups_path: &str) -> bool {
-    // As sd_booted(3) does.
-    let runs = || root.join("run/systemd/system").is_dir();
     let is_meant = has_systemds_form(cgroups_path) && !options.is_systemd_refused;
-    options.systemd_cgroup || (is_meant && runs())
+    options.systemd_cgroup || (is_meant && systemd_runs(root))
+}
+
+/// Whether systemd is the init of the system whose root is `root`, by the sign that
+/// sd_booted(3) looks for.
+pub fn systemd_runs(root: &Path) -> bool {
+    root.join("run/systemd/system").is_dir()
 }
 
 /// Whether `path` is `SLICE:PREFIX:NAME`.

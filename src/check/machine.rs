@@ -7,6 +7,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::Finding;
 use super::programs::numbers;
+use crate::cgroup;
 use crate::socket;
 use crate::sys::calls::{Call, is_supported};
 use crate::sys::mount::each_mount;
@@ -119,8 +120,10 @@ pub fn look(root: &Path) -> Vec<Finding> {
     let mut findings = kernel(read("proc/sys/kernel/osrelease").trim());
     findings.push(calls(is_supported));
     findings.extend(cgroups(root));
-    let systemd = root.join("run/systemd/system").is_dir();
-    let systemd = if systemd { "runs" } else { "does not run" };
+    let systemd = match cgroup::systemd_runs(root) {
+        true => "runs",
+        false => "does not run",
+    };
     findings.push(Finding::good("systemd", systemd));
     let number = |path: &str| read(path).trim().parse().ok();
     findings.push(pipes(

@@ -39,7 +39,7 @@ pub fn find_all(path: &OsStr) -> Found {
 pub async fn look(reaper: &Reaper, path: &OsStr, found: Found) -> Vec<Finding> {
     let host = Host {
         cgroup_mode: cgroup::mode(),
-        has_systemd: Path::new("/run/systemd/system").is_dir(),
+        has_systemd: cgroup::systemd_runs(Path::new("/")),
     };
     let runtime = async |index: usize| {
         let program = found.runtimes[index].as_deref()?;

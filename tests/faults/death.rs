@@ -92,7 +92,7 @@ pub mod action {
     }
 
     fn kill_runtime(scene: &Scene, _: i32) {
-        scene.kill_runtime();
+        scene.runtime.kill();
     }
 
     faults! { "death::action";
@@ -180,7 +180,7 @@ fn strike(scene: &Scene, victim: &str) {
         // One that has shut down may be faster.
         "server" if scene.verb == "shutdown" => process::signal(scene.c.shim_pid, Signal::SIGKILL),
         "server" => scene.c.kill_shim(),
-        "runtime" => scene.kill_runtime(),
+        "runtime" => scene.runtime.kill(),
         "init" => process::signal(scene.init(), Signal::SIGKILL),
         "containerd" => {
             scene.c.connection.close();

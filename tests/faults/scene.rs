@@ -4,14 +4,16 @@
 use std::sync::Arc;
 
 use containerd_shim_rs_v2::proto::types::Status;
-use containerd_shim_rs_v2::proto::{Any, Empty, task};
-use nix::sys::signal::Signal;
+use containerd_shim_rs_v2::proto::{Empty, task};
 
 use crate::harness::container::{Container, Fifos};
 use crate::harness::rpc::{Connection, Pending};
 use crate::harness::runtime::FakeRuntime;
-use crate::harness::task::Process;
-use crate::harness::{Code, Daemon, process};
+use crate::harness::task::{Process, of_container};
+use crate::harness::{Code, Daemon};
+
+/// What Update asks for.
+const RESOURCES: &str = r#"{"pids": {"limit": 77}}"#;
 
 /// A container `c`, ready for one call.
 pub struct Scene<'d> {
@@ -68,64 +70,19 @@ impl<'d> Scene<'d> {
     /// Sends the call over another connection.
     pub fn send_over(&self, connection: &Arc<Connection>) -> Pending<Empty> {
         let c = self.c.over(connection);
-        let id = c.container.clone();
         match self.verb {
             "create" => c.send("Create", &self.c.create_request()),
-            "start" => c.send(
+            "start" => c.send("Start", &of_container!(StartRequest, c)),
+            "exec" => c.send(
                 "Start",
-                &task::StartRequest {
-                    id,
-                    ..Default::default()
-                },
+                &of_container!(StartRequest, c, exec_id: "e".into()),
             ),
-            "exec" => {
-                let exec_id = "e".into();
-                c.send(
-                    "Start",
-                    &task::StartRequest {
-                        id,
-                        exec_id,
-                        ..Default::default()
-                    },
-                )
-            }
-            "pause" => c.send(
-                "Pause",
-                &task::PauseRequest {
-                    id,
-                    ..Default::default()
-                },
-            ),
-            "resume" => c.send(
-                "Resume",
-                &task::ResumeRequest {
-                    id,
-                    ..Default::default()
-                },
-            ),
-            "update" => c.send("Update", &update(id)),
-            "kill" => c.send(
-                "Kill",
-                &task::KillRequest {
-                    id,
-                    signal: 9,
-                    ..Default::default()
-                },
-            ),
-            "delete" => c.send(
-                "Delete",
-                &task::DeleteRequest {
-                    id,
-                    ..Default::default()
-                },
-            ),
-            "shutdown" => c.send(
-                "Shutdown",
-                &task::ShutdownRequest {
-                    id,
-                    ..Default::default()
-                },
-            ),
+            "pause" => c.send("Pause", &of_container!(PauseRequest, c)),
+            "resume" => c.send("Resume", &of_container!(ResumeRequest, c)),
+            "update" => c.send("Update", &c.update_request(Some(RESOURCES))),
+            "kill" => c.send("Kill", &of_container!(KillRequest, c, signal: 9)),
+            "delete" => c.send("Delete", &of_container!(DeleteRequest, c)),
+            "shutdown" => c.send("Shutdown", &of_container!(ShutdownRequest, c)),
             other => panic!("no call {other}"),
         }
     }
@@ -134,26 +91,6 @@ impl<'d> Scene<'d> {
     pub fn init(&self) -> i32 {
         let pid = std::fs::read_to_string(self.c.bundle.join("init.pid"));
         pid.expect("read init.pid").trim().parse().expect("a pid")
-    }
-
-    /// Kills all processes of the runtime.
-    pub fn kill_runtime(&self) {
-        for pid in process::running(&self.runtime.path()) {
-            process::signal(pid, Signal::SIGKILL);
-        }
-    }
-}
-
-fn update(id: String) -> task::UpdateTaskRequest {
-    let resources = Any {
-        type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
-        value: br#"{"pids": {"limit": 77}}"#.to_vec(),
-        ..Default::default()
-    };
-    task::UpdateTaskRequest {
-        id,
-        resources: Some(resources).into(),
-        ..Default::default()
     }
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use containerd_shim_rs_v2::proto::Empty;
 use containerd_shim_rs_v2::proto::task::{self, CreateTaskResponse, StartResponse};
 use containerd_shim_rs_v2::proto::types::Status;
-use nix::sys::signal::Signal;
 
 use super::stdio::{both, logger};
 use crate::harness::container::Builder;
@@ -58,13 +57,6 @@ fn assert_no_call(d: &Daemon, runtime: &FakeRuntime) {
     });
 }
 
-/// As when the kernel kills the runtime for want of memory.
-fn kill_calls(runtime: &FakeRuntime) {
-    for pid in process::running(&runtime.path()) {
-        process::signal(pid, Signal::SIGKILL);
-    }
-}
-
 /// The runtime has created the container, and after `change` it is killed: nothing is left,
 /// and the container can be created.
 #[track_caller]
@@ -75,7 +67,7 @@ fn killed_in_create(d: &Daemon, change: impl FnOnce()) {
     let create = c.create_pending();
     held.reached();
     change();
-    kill_calls(&runtime);
+    runtime.kill();
     assert!(create.wait().is_err());
     c.assert_gone();
     held.release();
@@ -491,7 +483,7 @@ cases! {
         let mut held = runtime.hold("exec", At::After);
         let start = e.start_pending();
         held.reached();
-        kill_calls(&runtime);
+        runtime.kill();
         assert!(start.wait().is_err());
         d.eventually("init alone", || c.pids().unwrap().len() == 1);
         held.release();

@@ -8,8 +8,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
 
-use super::process::write_program;
+use super::process::{self, write_program};
 use super::stdio::make_fifo;
 
 /// Where a call blocks.
@@ -44,6 +45,13 @@ impl FakeRuntime {
     /// The script's path, for `binary_name`.
     pub fn path(&self) -> String {
         self.dir.join("runtime").to_str().unwrap().into()
+    }
+
+    /// Kills all its processes, as the kernel does for want of memory.
+    pub fn kill(&self) {
+        for pid in process::running(&self.path()) {
+            process::signal(pid, Signal::SIGKILL);
+        }
     }
 
     /// The verbs it was called with, in order.

@@ -55,6 +55,9 @@ macro_rules! of_container {
     };
 }
 
+#[allow(unused_imports, reason = "tests/faults builds requests of its own")]
+pub(crate) use of_container;
+
 impl Process {
     pub fn call<M: Message>(&self, method: &str, request: &impl Message) -> Result<M, Failure> {
         self.connection.call(self.api.service(), method, request)
@@ -194,15 +197,16 @@ impl Process {
 
     /// Update to `resources`, a JSON text; without a text: without resources.
     pub fn update(&self, resources: Option<&str>) -> Result<Empty, Failure> {
+        self.call("Update", &self.update_request(resources))
+    }
+
+    pub fn update_request(&self, resources: Option<&str>) -> task::UpdateTaskRequest {
         let resources = resources.map(|json| Any {
             type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
             value: json.into(),
             ..Default::default()
         });
-        self.call(
-            "Update",
-            &of_container!(UpdateTaskRequest, self, resources: resources.into()),
-        )
+        of_container!(UpdateTaskRequest, self, resources: resources.into())
     }
 
     pub fn checkpoint(&self, path: &str) -> Result<Empty, Failure> {

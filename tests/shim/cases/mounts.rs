@@ -372,6 +372,8 @@ cases! {
     }
 
     fn targets_stay_in_the_rootfs_while_others_mount(d) {
+        // The denial is the OCI runtime's too, and crun tries again without end.
+        if runtime() == "crun" { return }
         // What openat2(2) answers if something was mounted or renamed meanwhile, anywhere.
         d.deny(&[Denied::call(libc::SYS_openat2, libc::EAGAIN)]);
         assert_targets_stay_in_the_rootfs(d);

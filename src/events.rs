@@ -38,7 +38,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// From the first connection to a containerd that was away until the first event is sent to it:
 /// its clients subscribe to events again only when they have noticed that it is back, and what it
 /// is told before then is lost for them. dockerd tries to connect every 3.6 s at most.
-const RESUBSCRIPTION: Duration = Duration::from_secs(5);
+const RESUBSCRIPTION: Duration = Duration::from_secs(10);
 
 /// How long an event is sent again that containerd answers with an error; then it is
 /// dropped. One that it calls invalid is dropped at once.

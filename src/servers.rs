@@ -6,6 +6,7 @@
 //!
 //! Lacks on purpose: servers of users whose processes the caller may not look at.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -83,12 +84,14 @@ fn find(proc: &Path) -> Result<Vec<Server>> {
         let name = entry.file_name();
         name.to_str()?.parse::<i32>().ok()
     });
-    Ok(pids.filter_map(|pid| Server::of(proc, pid)).collect())
+    let mut listeners = Listeners::default();
+    let servers = pids.filter_map(|pid| Server::of(proc, pid, &mut listeners));
+    Ok(servers.collect())
 }
 
 impl Server {
     /// Process `pid`, if it is a server. What cannot be read has ended, or is of no concern.
-    fn of(proc: &Path, pid: i32) -> Option<Server> {
+    fn of(proc: &Path, pid: i32, listeners: &mut Listeners) -> Option<Server> {
         let dir = proc.join(pid.to_string());
         let binary = fs::read_link(dir.join("exe")).ok()?;
         let line = fs::read(dir.join("cmdline")).ok()?;
@@ -115,7 +118,7 @@ impl Server {
             id: flags.id,
             binary,
             containerd: flags.address,
-            socket: listening_sockets(&dir).into_iter().next(),
+            socket: listeners.of(&dir).into_iter().next(),
             uptime: sys::process::since_boot()
                 .as_secs()
                 .saturating_sub(started.as_secs()),
@@ -177,33 +180,52 @@ async fn connect(pid: i32, socket: &Path) -> Result<Client> {
     })
 }
 
-/// The paths of the sockets on which the process of directory `dir`, in `/proc`, accepts
-/// connections.
-pub fn listening_sockets(dir: &Path) -> Vec<PathBuf> {
-    let descriptors = fs::read_dir(dir.join("fd")).into_iter().flatten();
-    let inodes: Vec<String> = descriptors
-        .flatten()
-        .filter_map(|entry| {
-            let target = fs::read_link(entry.path()).ok()?;
-            let inode = target.to_str()?.strip_prefix("socket:[")?;
-            Some(inode.strip_suffix(']')?.to_owned())
-        })
-        .collect();
-    let table = fs::read_to_string(dir.join("net/unix")).unwrap_or_default();
-    let lines = table.lines().skip(1);
-    lines.filter_map(|line| listening(line, &inodes)).collect()
+/// The sockets that accept connections, by network namespace. Each namespace's table is read
+/// once for all its processes: with a thousand servers it has thousands of lines.
+#[derive(Default)]
+pub struct Listeners(HashMap<PathBuf, Table>);
+
+/// By a socket's inode: its path, if it accepts connections.
+type Table = HashMap<String, Option<PathBuf>>;
+
+impl Listeners {
+    /// The paths of those of the process of directory `dir`, in `/proc`.
+    pub fn of(&mut self, dir: &Path) -> Vec<PathBuf> {
+        let inodes = socket_inodes(dir);
+        let Ok(namespace) = fs::read_link(dir.join("ns/net")) else {
+            return Vec::new();
+        };
+        let table = self.0.entry(namespace).or_default();
+        // Some may be younger than the table.
+        if inodes.iter().any(|inode| !table.contains_key(inode)) {
+            let text = fs::read_to_string(dir.join("net/unix")).unwrap_or_default();
+            *table = text.lines().skip(1).filter_map(socket).collect();
+        }
+        let paths = inodes.iter().filter_map(|inode| table.get(inode)?.clone());
+        paths.collect()
+    }
 }
 
-/// The path in a line of `/proc/net/unix`, if the socket is one of `inodes` and accepts
+/// The inodes of the sockets that the process of directory `dir`, in `/proc`, has open.
+fn socket_inodes(dir: &Path) -> Vec<String> {
+    let descriptors = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
+    let inodes = descriptors.filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?;
+        Some(inode.strip_suffix(']')?.to_owned())
+    });
+    inodes.collect()
+}
+
+/// The socket in a line of `/proc/net/unix`: its inode, and its path if it has one and accepts
 /// connections.
-fn listening(line: &str, inodes: &[String]) -> Option<PathBuf> {
+fn socket(line: &str) -> Option<(String, Option<PathBuf>)> {
     // Num RefCount Protocol Flags Type St Inode Path
     let mut words = line.split_ascii_whitespace();
     let flags = u32::from_str_radix(words.nth(3)?, 16).ok()?;
     let inode = words.nth(2)?;
-    let path = words.next()?;
-    let is_it = flags & ACCEPTS != 0 && inodes.iter().any(|of| of == inode);
-    is_it.then(|| path.into())
+    let path = words.next().filter(|_| flags & ACCEPTS != 0);
+    Some((inode.to_owned(), path.map(PathBuf::from)))
 }
 
 /// Resident memory in kB.
@@ -220,31 +242,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listening_socket_is_found_among_others() {
-        let inodes = ["7".to_owned(), "9".to_owned()];
+    fn path_of_a_socket_counts_if_it_accepts_connections() {
         for (line, expected) in [
             (
                 "0: 00000002 00000000 00010000 0001 01 9 /run/s/a",
-                Some("/run/s/a"),
+                Some(Some("/run/s/a")),
             ),
-            ("0: 00000003 00000000 00000000 0001 03 9 /run/s/a", None),
-            ("0: 00000002 00000000 00010000 0001 01 8 /run/s/a", None),
-            ("0: 00000002 00000000 00010000 0001 01 9", None),
+            (
+                "0: 00000003 00000000 00000000 0001 03 9 /run/s/a",
+                Some(None),
+            ),
+            ("0: 00000002 00000000 00010000 0001 01 9", Some(None)),
             ("", None),
         ] {
-            assert_eq!(
-                listening(line, &inodes),
-                expected.map(PathBuf::from),
-                "{line}"
-            );
+            let expected = expected.map(|path| ("9".to_owned(), path.map(PathBuf::from)));
+            assert_eq!(socket(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn socket_is_found_that_listens_only_since_the_table_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = Path::new("/proc/self");
+        let mut listeners = Listeners::default();
+        let sockets = [dir.path().join("a"), dir.path().join("b")];
+        for socket in &sockets {
+            let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+            assert!(listeners.of(own).contains(socket), "{socket:?}");
+            drop(listener);
         }
     }
 
     #[test]
     fn processes_that_are_no_servers_are_not_listed() {
         let own = std::process::id() as i32;
-        assert!(Server::of(Path::new("/proc"), own).is_none());
-        assert!(Server::of(Path::new("/proc"), -1).is_none());
+        for pid in [own, -1] {
+            assert!(Server::of(Path::new("/proc"), pid, &mut Listeners::default()).is_none());
+        }
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use super::Finding;
 use super::programs::{find, is_program, numbers, printed_if_found, version};
 use crate::error::Result;
 use crate::reaper::Reaper;
-use crate::servers;
+use crate::servers::Listeners;
 use crate::{NAME, REVISION, VERSION};
 
 /// The oldest containerd that this shim serves.
@@ -44,21 +44,22 @@ pub fn running(root: &Path) -> Vec<Containerd> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut pids: Vec<i32> = pids.collect();
     pids.sort_unstable();
+    let mut listeners = Listeners::default();
     pids.into_iter()
-        .filter_map(|pid| Containerd::of(&proc, pid))
+        .filter_map(|pid| Containerd::of(&proc, pid, &mut listeners))
         .collect()
 }
 
 impl Containerd {
     /// Process `pid`, if it is a containerd that listens.
-    fn of(proc: &Path, pid: i32) -> Option<Containerd> {
+    fn of(proc: &Path, pid: i32, listeners: &mut Listeners) -> Option<Containerd> {
         let dir = proc.join(pid.to_string());
         let program = fs::read_link(dir.join("exe")).ok()?;
         let name = program.file_name()?.to_str()?;
         if name.trim_end_matches(" (deleted)") != "containerd" {
             return None;
         }
-        let sockets = servers::listening_sockets(&dir);
+        let sockets = listeners.of(&dir);
         if sockets.is_empty() {
             return None;
         }

@@ -249,6 +249,11 @@ impl Events {
     pub async fn drained(&self) {
         self.0.is_in_hurry.set(true);
         self.0.hurry.notify_waiters();
+        self.taken().await;
+    }
+
+    /// Waits until the queue is empty, as long as that takes.
+    pub async fn taken(&self) {
         while !self.0.waiting.borrow().is_empty() {
             self.0.emptied.notified().await;
         }

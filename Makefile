@@ -44,7 +44,7 @@ test-vm: build ## tests in emulated machines: cgroup v2, CRIU, systemd (root)
 chaos: build ## what dies, hangs, is used up or floods: the long form, and containerd's shims (root)
 	@hack/chaos
 
-soak: build ## 1,000 containers and 10,000 execs in one server: is anything left? (root, 15 min)
+soak: build ## 1,000 containers, 10,000 execs in one server; restarts of containerd (root, 20 min)
 	@hack/chaos soak
 
 demo: ## see it run a container, beside containerd's own shim (root)

@@ -28,8 +28,12 @@ use crate::ttrpc::client::{Client, Failure};
 
 const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 
-/// For one call. Connecting to a unix socket does not wait.
+/// For one call that containerd has read. Connecting to a unix socket does not wait.
 const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// For one call in all, while containerd reads nothing, as it is stopped: it reads it when it goes
+/// on, so that one that is sent again comes twice.
+const UNREAD_ATTEMPT: Duration = Duration::from_secs(300);
 
 /// Between attempts, doubling. Nothing tells when containerd is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -245,6 +249,11 @@ impl Events {
     pub async fn drained(&self) {
         self.0.is_in_hurry.set(true);
         self.0.hurry.notify_waiters();
+        self.taken().await;
+    }
+
+    /// Waits until the queue is empty, as long as that takes.
+    pub async fn taken(&self) {
         while !self.0.waiting.borrow().is_empty() {
             self.0.emptied.notified().await;
         }
@@ -343,12 +352,12 @@ impl Events {
         };
         let metadata = [("containerd-namespace-ttrpc", self.0.namespace.as_str())];
         let outcome = connected
-            .call(
+            .call_while_unread(
                 SERVICE,
                 "Forward",
                 &metadata,
                 entry.request.to_vec(),
-                ATTEMPT,
+                (ATTEMPT, UNREAD_ATTEMPT),
             )
             .await;
         if !matches!(outcome, Err(Failure::Transport(_))) {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::task::Tasks;
 use crate::ttrpc::server::Server;
@@ -19,6 +19,10 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Create nor Shutdown: a containerd that was killed within Create, and knows nothing of that
 /// now. The end of the server frees the ID.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long such a server stays while containerd takes no event: one that was stopped (SIGSTOP)
+/// within Delete goes on later, and is to learn of the container's end.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What decides when the server ends. Its services share it.
 #[derive(Default)]
@@ -101,7 +105,7 @@ impl Lifetime {
     }
 
     /// Waits until there has been no container for [`SHUTDOWN_TIMEOUT`], after there was one or
-    /// was to be one, and ends the server, whoever is connected.
+    /// was to be one, and no event for containerd; then ends the server, whoever is connected.
     pub async fn abandoned(&self, tasks: &Tasks) {
         loop {
             let change = async {
@@ -112,8 +116,16 @@ impl Lifetime {
             };
             if !(self.had_container.get() && tasks.is_empty()) {
                 change.await;
-            } else if timeout(SHUTDOWN_TIMEOUT, change).await.is_err() {
-                return self.end();
+                continue;
+            }
+            let unused = async {
+                sleep(SHUTDOWN_TIMEOUT).await;
+                let _ = timeout(EVENTS_TIMEOUT, tasks.events_taken()).await;
+            };
+            tokio::select! {
+                biased;
+                () = change => {}
+                () = unused => return self.end(),
             }
         }
     }

@@ -167,6 +167,15 @@ pub fn unread(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(count as usize)
 }
 
+/// Whether the other end of a unix `socket`, accepted or not, has yet to read some of what was
+/// written. Not known: no.
+pub fn is_unread_by_peer(socket: BorrowedFd<'_>) -> bool {
+    let mut count: libc::c_int = 0;
+    // SAFETY: `socket` is open, and the call stores one int at most. It is SIOCOUTQ.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ as _, &mut count) };
+    rc == 0 && count > 0
+}
+
 /// Receives a message from `socket` and the first descriptor that came with it, if
 /// any, `CLOEXEC` from the start; others are closed.
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {

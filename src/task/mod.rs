@@ -209,6 +209,11 @@ impl Tasks {
         slots.iter().map(report).collect()
     }
 
+    /// Waits until containerd has got all events.
+    pub async fn events_taken(&self) {
+        self.shared.events.taken().await;
+    }
+
     /// How many events containerd has not got yet.
     pub fn unsent_events(&self) -> usize {
         self.shared.events.waiting()

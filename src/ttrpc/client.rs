@@ -1,22 +1,29 @@
 //! A client for unary calls, one at a time, over one connection.
 //!
-//! Promises: a call ends when its time is up, whatever the server does; a failed
+//! Promises: a call ends when its time is up, whatever the server does; the time of a server that
+//! reads nothing, as it is stopped, may be another than that of one that does not answer; a failed
 //! transport is told apart from an error response, and ends the client.
 //!
 //! Lacks on purpose: reconnecting, which is the caller's policy, and concurrent calls.
 
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::os::fd::AsFd;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use ttrpc::proto::{KeyValue, Request, Response};
 
 use super::frame::{self, Frame, FrameReader};
 use crate::error::{Error, Kind, Result};
 use crate::proto::Message;
+use crate::sys;
+
+/// How often it is looked whether the server has read a request: nothing tells.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// One connection to a ttrpc server.
 #[derive(Debug)]
@@ -73,6 +80,21 @@ impl Client {
         payload: Vec<u8>,
         time: Duration,
     ) -> std::result::Result<Vec<u8>, Failure> {
+        self.call_while_unread(service, method, metadata, payload, (time, time))
+            .await
+    }
+
+    /// As [`Client::call`]: `times` are how long the server may take to answer what it has read, and
+    /// how long the call may take in all. While a request is not read it cannot be lost, and sent
+    /// once more it would come twice.
+    pub async fn call_while_unread(
+        &mut self,
+        service: &str,
+        method: &str,
+        metadata: &[(&str, &str)],
+        payload: Vec<u8>,
+        times: (Duration, Duration),
+    ) -> std::result::Result<Vec<u8>, Failure> {
         let transport = |cause: &dyn fmt::Display| {
             let text = format!("call {service}/{method}: {cause}");
             Failure::Transport(Error::new(Kind::Unavailable, text))
@@ -85,7 +107,7 @@ impl Client {
             service: service.to_owned(),
             method: method.to_owned(),
             payload,
-            timeout_nano: i64::try_from(time.as_nanos()).unwrap_or(i64::MAX),
+            timeout_nano: i64::try_from(times.0.as_nanos()).unwrap_or(i64::MAX),
             metadata: metadata.iter().map(key_value).collect(),
             ..Default::default()
         };
@@ -93,42 +115,78 @@ impl Client {
         let request = frame::request(id, &request)
             .map_err(|e| Failure::Refused(Error::invalid(e.to_string())))?;
         self.broken = true;
-        let response = timeout(time, self.exchange(id, &request))
+        let exchange = exchange(&self.stream, &mut self.reader, id, &request);
+        let response = answer(&self.stream, exchange, times)
             .await
-            .map_err(|_| transport(&format_args!("no response within {time:?}")))?
             .map_err(|e| transport(&e))?;
         if let Some(next) = id.checked_add(2) {
             (self.next_id, self.broken) = (next, false);
         }
         frame::outcome(response).map_err(Failure::Refused)
     }
+}
 
-    async fn exchange(&mut self, id: u32, request: &[u8]) -> io::Result<Response> {
-        self.send(request).await?;
-        match poll_fn(|cx| self.reader.poll_frame(&self.stream, cx)).await? {
-            Some(Frame::Message { id: of, body }) if of == id => Response::parse_from_bytes(&body)
-                .map_err(|e| invalid(format!("decode response: {e}"))),
-            Some(Frame::Message { id: of, .. }) => {
-                Err(invalid(format!("response has stream ID {of}, not {id}")))
-            }
-            Some(Frame::Oversize { length, .. }) => {
-                Err(invalid(frame::oversize(length).to_string()))
-            }
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
+/// What `exchange` over `stream` results in; an error when its `times` are up, see
+/// [`Client::call_while_unread`].
+async fn answer(
+    stream: &UnixStream,
+    exchange: impl Future<Output = io::Result<Response>>,
+    (to_answer, in_all): (Duration, Duration),
+) -> io::Result<Response> {
+    let mut exchange = pin!(exchange);
+    let begun = Instant::now();
+    let mut last_unread = begun;
+    loop {
+        let left = to_answer.saturating_sub(last_unread.elapsed());
+        let left_in_all = in_all.saturating_sub(begun.elapsed());
+        let text = match (left.is_zero(), left_in_all.is_zero()) {
+            (true, _) => Some(format!("no response within {to_answer:?}")),
+            (_, true) => Some(format!("not read within {in_all:?}")),
+            _ => None,
+        };
+        if let Some(text) = text {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        let left = left.min(left_in_all);
+        if let Ok(answer) = timeout(left.min(LOOK), exchange.as_mut()).await {
+            return answer;
+        }
+        if in_all > to_answer && sys::fd::is_unread_by_peer(stream.as_fd()) {
+            last_unread = Instant::now();
         }
     }
+}
 
-    async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            self.stream.writable().await?;
-            match self.stream.try_write(bytes) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Err(e),
-            }
+/// Sends a request and reads what comes then.
+async fn exchange(
+    stream: &UnixStream,
+    reader: &mut FrameReader,
+    id: u32,
+    request: &[u8],
+) -> io::Result<Response> {
+    send(stream, request).await?;
+    match poll_fn(|cx| reader.poll_frame(stream, cx)).await? {
+        Some(Frame::Message { id: of, body }) if of == id => {
+            Response::parse_from_bytes(&body).map_err(|e| invalid(format!("decode response: {e}")))
         }
-        Ok(())
+        Some(Frame::Message { id: of, .. }) => {
+            Err(invalid(format!("response has stream ID {of}, not {id}")))
+        }
+        Some(Frame::Oversize { length, .. }) => Err(invalid(frame::oversize(length).to_string())),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
+}
+
+async fn send(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 fn invalid(text: String) -> io::Error {
@@ -268,6 +326,41 @@ mod tests {
             failure,
             Failure::Transport(Error::new(Kind::Unavailable, text))
         );
+    }
+
+    /// How long a call takes to fail, which has 5 s from when the server has read the request, and
+    /// 60 s in all; the server reads it after `read_after`.
+    async fn time_until_a_server_is_given_up(read_after: Option<Duration>) -> Duration {
+        let (_dir, path, listener) = listen();
+        let mut client = Client::connect(&path).await.unwrap();
+        let begun = Instant::now();
+        let reads = async {
+            if let Some(time) = read_after {
+                tokio::time::sleep(time).await;
+                let (mut server, _) = listener.accept().await.unwrap();
+                server.read_exact(&mut [0; 10]).await.unwrap();
+                let _ = server.read(&mut [0; 4096]).await.unwrap();
+                std::future::pending::<()>().await;
+            }
+            std::future::pending().await
+        };
+        let times = (Duration::from_secs(5), Duration::from_secs(60));
+        let call = client.call_while_unread("s", "m", &[], vec![], times);
+        let failure = tokio::select! {
+            failure = call => failure.unwrap_err(),
+            () = reads => unreachable!(),
+        };
+        assert!(matches!(failure, Failure::Transport(_)), "{failure:?}");
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn request_that_is_not_read_is_not_given_up_early() {
+        for (read_after, from, to) in [(None, 60, 60), (Some(0), 5, 6), (Some(33), 37, 39)] {
+            let read_after = read_after.map(Duration::from_secs);
+            let took = time_until_a_server_is_given_up(read_after).await.as_secs();
+            assert!((from..=to).contains(&took), "{read_after:?}: {took} s");
+        }
     }
 
     #[tokio::test]

@@ -5,7 +5,8 @@
 //! is through, nothing may be left in its world. `SHIM_UNDER_TEST` names another
 //! shim, such as containerd's own; `OCI_RUNTIME` another runtime (Debian 12's crun
 //! knows too little for the newer containerds: run `containerd_1_6` with it);
-//! `HEAVY=1` lets the cases in `stdio` move as much as they can.
+//! `HEAVY=1` lets the cases in `stdio` move as much as they can. Modules named `long` are for
+//! `make soak`, which sets it, too: `hack/test` skips them.
 #![allow(
     clippy::disallowed_methods,
     reason = "these tests are a client: they spawn `ctr`, and wait for what a daemon does"
@@ -14,6 +15,8 @@
 mod cases;
 mod ctr;
 mod documents;
+#[path = "../shim/harness/footprint.rs"]
+mod footprint;
 #[path = "../documents/machine.rs"]
 mod machine;
 #[path = "../documents/markdown.rs"]
@@ -21,6 +24,7 @@ mod machine;
 mod markdown;
 mod operator;
 mod rootless;
+mod soak;
 mod stdio;
 mod upgrades;
 mod world;
@@ -116,5 +120,22 @@ mod upgrades_from_containerd_2 {
         containerd_upgraded_and_rolled_back
         rollback_loses_containers_of_containerds_own_shim
         binary_removed
+    }
+}
+
+mod soaks {
+    mod containerd_1_6 {
+        cases! { "1.6", crate::Naming::Name, soak; rounds_5 }
+    }
+    mod containerd_2 {
+        cases! { "2", crate::Naming::Name, soak; rounds_5 }
+    }
+    mod long {
+        mod containerd_1_6 {
+            cases! { "1.6", crate::Naming::Name, soak; rounds_60 }
+        }
+        mod containerd_2 {
+            cases! { "2", crate::Naming::Name, soak; rounds_60 }
+        }
     }
 }

@@ -74,13 +74,12 @@ pub fn enter_with(version: &str, variables: &[(&str, &str)], test: &str, case: i
         .process_group(0)
         .output()
         .expect("run timeout(1)");
-    if !output.status.success() {
-        let both = [output.stdout, output.stderr].concat();
-        for line in String::from_utf8_lossy(&both).lines() {
-            println!("  | {line}");
-        }
-        panic!("the test inside the world: {}", output.status);
+    let both = [output.stdout, output.stderr].concat();
+    for line in String::from_utf8_lossy(&both).lines() {
+        println!("  | {line}");
     }
+    let status = output.status;
+    assert!(status.success(), "the test inside the world: {status}");
 }
 
 /// Waits until `done` holds; fails naming `what` after [`limit`].

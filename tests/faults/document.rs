@@ -44,18 +44,14 @@ fn rows() -> impl Iterator<Item = &'static str> {
         crate::floods::TABLE,
         crate::floods::long::TABLE,
         crate::events::TABLE,
+        crate::events::long::TABLE,
         crate::hostile::TABLE,
     ];
     tables.into_iter().flatten().copied()
 }
 
-/// Rows that `hack/chaos` does not run with Go's shims: a thousand of their servers need too much
-/// memory.
-const OURS_ALONE: &[&str] = &["floods::long::idle_containers_1000"];
-
 fn cell(fault: &str, shim: Shim) -> String {
     match find(fault, shim) {
-        None if shim != Ours && OURS_ALONE.contains(&fault) => "not run".into(),
         None => "fine".into(),
         Some(row) if row.flaky => format!("{}?", row.class.name()),
         Some(row) => row.class.name().into(),

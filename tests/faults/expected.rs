@@ -83,6 +83,7 @@ const GO1: &[Shim] = &[Go16, Go17];
 
 const SOCKET: &str = "the socket of a server that was killed stays until its ID is used again";
 const HALF: &str = "Go kills the runtime, and does not undo what that has done";
+const FIVE_TIMES: &str = "Go sends an event again five times, then drops it";
 const ORDER: &str = "Go sends later events before it retries an earlier one, and gives up";
 
 pub const TABLE: &[Expected] = &[
@@ -225,6 +226,30 @@ pub const TABLE: &[Expected] = &[
         ],
     ),
     always(GO, Class::Fails, ORDER, &["events::listener_refuses"]),
+    always(
+        GO,
+        Class::Fails,
+        FIVE_TIMES,
+        &[
+            "events::long::listener_is_away_for_minutes",
+            "events::long::listener_is_silent_for_minutes",
+        ],
+    ),
+    always(
+        GO,
+        Class::Hangs,
+        FIVE_TIMES,
+        &[
+            "events::long::listener_closes_within_its_answers_for_minutes",
+            "events::long::listener_refuses_for_minutes",
+        ],
+    ),
+    always(
+        GO,
+        Class::Fails,
+        "Go sends an event again and again to a containerd that is stopped, and that gets all of them",
+        &["events::long::listener_is_stopped_for_minutes"],
+    ),
     flaky(
         GO,
         Class::Fails,

@@ -1,7 +1,10 @@
 //! Floods: many execs, containers and clients at once.
 
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Barrier;
 use std::thread;
+
+use containerd_shim_rs_v2::proto::types::Status;
 
 use crate::harness::Daemon;
 use crate::harness::container::Container;
@@ -62,14 +65,7 @@ fn containers_by_clients(d: &Daemon, clients: usize, containers: usize) {
             assert_events(d, &id);
         }
     };
-    thread::scope(|scope| {
-        let come_and_go = &come_and_go;
-        let clients = (0..clients).map(|client| scope.spawn(move || come_and_go(client)));
-        let clients: Vec<_> = clients.collect();
-        for client in clients {
-            client.join().unwrap_or_else(|panic| resume_unwind(panic));
-        }
-    });
+    by_clients(clients, come_and_go);
 }
 
 /// A pod of so many containers, with one server.
@@ -88,19 +84,52 @@ fn pod(d: &Daemon, containers: usize) {
     }
 }
 
-/// Idle containers, each with a server of its own.
-fn idle_containers(d: &Daemon, count: usize) {
-    let ids: Vec<String> = (0..count).map(|number| format!("c{number}")).collect();
-    let run = |id: &String| d.container(id, &["sleep", "inf"]).run();
-    let containers: Vec<Container> = ids.iter().map(run).collect();
-    let memory: u64 = containers.iter().map(|c| c.memory("VmRSS")).sum();
+/// Idle containers, each with a server of its own, made and removed by as many clients: each
+/// answers State while all are there.
+fn idle_containers(d: &Daemon, count: usize, clients: usize) {
+    let all_are_there = Barrier::new(clients);
+    let come_and_go = |client: usize| {
+        let ids: Vec<String> = (client..count)
+            .step_by(clients)
+            .map(|number| format!("c{number}"))
+            .collect();
+        let run = |id: &String| d.container(id, &["sleep", "inf"]).run();
+        // The others are not to wait for ever.
+        let made = catch_unwind(AssertUnwindSafe(|| ids.iter().map(run).collect()));
+        all_are_there.wait();
+        let containers: Vec<Container> = made.unwrap_or_else(|panic| resume_unwind(panic));
+        let stated = catch_unwind(AssertUnwindSafe(|| containers.iter().map(stated).sum()));
+        all_are_there.wait();
+        let memory: u64 = stated.unwrap_or_else(|panic| resume_unwind(panic));
+        for c in &containers {
+            assert_eq!(remove(c), 0, "the server's end");
+        }
+        memory
+    };
+    let memory: u64 = by_clients(clients, come_and_go).into_iter().sum();
     println!(
         "{count} idle containers: {} kB resident a server",
         memory / count as u64
     );
-    for c in &containers {
-        assert_eq!(remove(c), 0, "the server's end");
-    }
+}
+
+/// The container runs, and its server says so; the server's resident memory, in kB.
+fn stated(c: &Container) -> u64 {
+    assert_eq!(c.state().expect("State").status, Status::RUNNING.into());
+    c.memory("VmRSS")
+}
+
+/// What each client has done, one thread for each.
+fn by_clients<T: Send>(clients: usize, run: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    thread::scope(|scope| {
+        let run = &run;
+        let clients: Vec<_> = (0..clients)
+            .map(|client| scope.spawn(move || run(client)))
+            .collect();
+        let ends = clients.into_iter().map(|client| client.join());
+        ends.map(|end| end.unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    })
 }
 
 faults! { "floods";
@@ -140,7 +169,7 @@ pub mod long {
         }
 
         fn idle_containers_1000(d) {
-            idle_containers(d, 1000);
+            idle_containers(d, 1000, 4);
         }
     }
 }

@@ -2,15 +2,12 @@
 //! from being killed and removed.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
 
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
-use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde_json::json;
 
-use crate::harness::container::Container;
-use crate::harness::machine::cgroup_dirs;
+use crate::harness::container::{Container, Fifos};
+use crate::harness::machine::{DeepCgroups, cgroup_dirs, listed_cgroup_dir};
+use crate::harness::stdio::Tap;
 use crate::harness::{Daemon, Stdio};
 use crate::scene::{assert_events, remove};
 
@@ -20,107 +17,91 @@ fn finish(d: &Daemon, c: &Container) {
     assert_events(d, "c");
 }
 
-/// A tree of cgroups in that of a container, until it is dropped.
-struct Deep {
-    deepest: OwnedFd,
-    depth: usize,
+/// The same for one that may have processes that hold its output.
+#[track_caller]
+fn finish_with_output(d: &Daemon, c: &Container, fifos: &Fifos) {
+    finish(d, c);
+    fifos.stdout.end();
 }
 
-/// The name of each of them: the path of all has more than the 4096 bytes that a path may have.
-const NAME: &str =
-    "deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep-deep";
-const DEPTH: usize = 60;
+/// The server is killed, and the container is removed by the action `delete`.
+#[track_caller]
+fn finish_without_server(c: &Container) {
+    c.kill_shim();
+    assert_eq!(remove(c), 137, "the server's end");
+}
 
-impl Deep {
-    fn in_cgroup_of(c: &Container) -> Option<Deep> {
-        let dirs = cgroup_dirs(c.cgroup());
-        let dir = dirs
-            .iter()
-            .find(|dir| dir.starts_with("/sys/fs/cgroup/devices"))
-            .or(dirs.first())?;
-        let mut deepest = open(AT_FDCWD, dir.to_str()?);
-        for _ in 0..DEPTH {
-            mkdirat(&deepest, NAME, Mode::from_bits_truncate(0o755)).expect("make a cgroup");
-            deepest = open(&deepest, NAME);
-        }
-        Some(Deep {
-            deepest,
-            depth: DEPTH,
-        })
+/// A container that forks for ever, under a limit of processes; it has begun.
+fn fork_bomb(d: &Daemon, host_pids: bool) -> (Container<'_>, Fifos) {
+    /// A busybox shell that has itself forked for ever.
+    const SCRIPT: &str =
+        "export S='sh -c \"$S\" & sh -c \"$S\" &'; echo up; sh -c \"$S\"; exec sleep inf";
+    let fifos = d.fifos("c");
+    let c = d
+        .shell("c", SCRIPT)
+        .resources(json!({"pids": {"limit": 64}}));
+    let c = if host_pids { c.host_pids() } else { c };
+    let c = c.stdio(fifos.stdio.clone()).run();
+    fifos.stdout.wait_for("up");
+    (c, fifos)
+}
+
+/// A container whose output, by `script`, has begun and is read no more.
+fn output_flood<'d>(d: &'d Daemon, script: &str) -> (Container<'d>, Tap) {
+    let fifo = d.fifo("out");
+    let mut tap = d.tap(&fifo);
+    let stdio = Stdio {
+        stdout: fifo.clone(),
+        stderr: fifo,
+        ..Default::default()
+    };
+    let c = d.shell("c", script).stdio(stdio).run();
+    tap.take(1 << 16);
+    (c, tap)
+}
+
+/// A container with 50 cgroups in its own, each in the one before.
+fn tree_of_cgroups(d: &Daemon) -> Container<'_> {
+    let c = d.running("c");
+    for dir in cgroup_dirs(c.cgroup()) {
+        let deep = (0..50).fold(dir, |dir, number| dir.join(format!("d{number}")));
+        fs::create_dir_all(deep).expect("make a tree of cgroups");
     }
+    c
 }
 
-impl Drop for Deep {
-    /// What is still there of it: no path of this harness' is long enough.
-    fn drop(&mut self) {
-        for _ in 0..self.depth {
-            // None is above one that was removed.
-            let Ok(above) = openat(&self.deepest, "..", DIRECTORY, Mode::empty()) else {
-                return;
-            };
-            self.deepest = above;
-            let _ = unlinkat(&self.deepest, NAME, UnlinkatFlags::RemoveDir);
-        }
-    }
+/// The same with a tree that is too deep for a path.
+fn too_deep_tree_of_cgroups(d: &Daemon) -> (Container<'_>, DeepCgroups) {
+    let c = d.running("c");
+    let dir = listed_cgroup_dir(c.cgroup()).expect("a cgroup");
+    (c, DeepCgroups::below(&dir))
 }
-
-const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
-
-fn open(at: impl AsFd, name: &str) -> OwnedFd {
-    openat(at, name, DIRECTORY, Mode::empty()).expect("open a cgroup")
-}
-
-/// A busybox shell that has it fork for ever.
-const FORK_BOMB: &str =
-    "export S='sh -c \"$S\" & sh -c \"$S\" &'; echo up; sh -c \"$S\"; exec sleep inf";
 
 faults! { "hostile";
     fn fork_bomb_under_a_limit(d) {
-        let fifos = d.fifos("c");
-        let c = d.shell("c", FORK_BOMB).resources(json!({"pids": {"limit": 64}}));
-        let c = c.stdio(fifos.stdio.clone()).run();
-        fifos.stdout.wait_for("up");
-        finish(d, &c);
-        fifos.stdout.end();
+        let (c, fifos) = fork_bomb(d, false);
+        finish_with_output(d, &c, &fifos);
     }
 
     fn fork_bomb_among_the_hosts_pids(d) {
-        let fifos = d.fifos("c");
-        let c = d.shell("c", FORK_BOMB).resources(json!({"pids": {"limit": 64}}));
-        let c = c.host_pids().stdio(fifos.stdio.clone()).run();
-        fifos.stdout.wait_for("up");
-        finish(d, &c);
-        fifos.stdout.end();
+        let (c, fifos) = fork_bomb(d, true);
+        finish_with_output(d, &c, &fifos);
     }
 
     fn fork_bomb_whose_server_was_killed(d) {
-        let fifos = d.fifos("c");
-        let c = d.shell("c", FORK_BOMB).resources(json!({"pids": {"limit": 64}}));
-        let c = c.host_pids().stdio(fifos.stdio.clone()).run();
-        fifos.stdout.wait_for("up");
-        c.kill_shim();
-        assert_eq!(remove(&c), 137);
+        let (c, _fifos) = fork_bomb(d, true);
+        finish_without_server(&c);
     }
 
     fn output_flood_with_a_stopped_reader(d) {
-        let fifo = d.fifo("out");
-        let mut tap = d.tap(&fifo);
-        let stdio = Stdio { stdout: fifo.clone(), stderr: fifo, ..Default::default() };
-        let c = d.shell("c", "while :; do yes; done").stdio(stdio).run();
-        tap.take(1 << 16);
-        // It reads no more.
+        let (c, _tap) = output_flood(d, "while :; do yes; done");
         c.end();
         finish(d, &c);
     }
 
     fn output_flood_whose_server_was_killed(d) {
-        let fifo = d.fifo("out");
-        let mut tap = d.tap(&fifo);
-        let stdio = Stdio { stdout: fifo.clone(), stderr: fifo, ..Default::default() };
-        let c = d.shell("c", "trap '' PIPE; while :; do yes; done").stdio(stdio).run();
-        tap.take(1 << 16);
-        c.kill_shim();
-        assert_eq!(remove(&c), 137);
+        let (c, _tap) = output_flood(d, "trap '' PIPE; while :; do yes; done");
+        finish_without_server(&c);
     }
 
     fn stdout_is_read_back(d) {
@@ -128,8 +109,7 @@ faults! { "hostile";
         let script = "echo up; cat /proc/self/fd/1 >/dev/null & cat <>/proc/self/fd/2 >/dev/null & while :; do echo x; done";
         let c = d.shell("c", script).stdio(fifos.stdio.clone()).run();
         fifos.stdout.wait_for("x");
-        finish(d, &c);
-        fifos.stdout.end();
+        finish_with_output(d, &c, &fifos);
     }
 
     fn stdio_is_closed_and_kept_by_a_daemon(d) {
@@ -137,16 +117,11 @@ faults! { "hostile";
         let script = "setsid sh -c 'trap \"\" TERM HUP INT; while :; do sleep 1; done' & echo up; exec <&- >&- 2>&- sleep inf";
         let c = d.shell("c", script).host_pids().stdio(fifos.stdio.clone()).run();
         fifos.stdout.wait_for("up");
-        finish(d, &c);
-        fifos.stdout.end();
+        finish_with_output(d, &c, &fifos);
     }
 
     fn deep_tree_of_cgroups(d) {
-        let c = d.running("c");
-        for dir in cgroup_dirs(c.cgroup()) {
-            let deep = (0..50).fold(dir, |dir, number| dir.join(format!("d{number}")));
-            fs::create_dir_all(deep).expect("make a tree of cgroups");
-        }
+        let c = tree_of_cgroups(d);
         finish(d, &c);
     }
 
@@ -161,27 +136,17 @@ faults! { "hostile";
     }
 
     fn tree_of_cgroups_that_is_too_deep_for_a_path(d) {
-        let c = d.running("c");
-        let Some(deep) = Deep::in_cgroup_of(&c) else { return };
+        let (c, _deep) = too_deep_tree_of_cgroups(d);
         finish(d, &c);
-        drop(deep);
     }
 
     fn tree_of_cgroups_that_is_too_deep_for_a_path_and_whose_server_was_killed(d) {
-        let c = d.running("c");
-        let Some(deep) = Deep::in_cgroup_of(&c) else { return };
-        c.kill_shim();
-        assert_eq!(remove(&c), 137);
-        drop(deep);
+        let (c, _deep) = too_deep_tree_of_cgroups(d);
+        finish_without_server(&c);
     }
 
     fn deep_tree_of_cgroups_whose_server_was_killed(d) {
-        let c = d.running("c");
-        for dir in cgroup_dirs(c.cgroup()) {
-            let deep = (0..50).fold(dir, |dir, number| dir.join(format!("d{number}")));
-            fs::create_dir_all(deep).expect("make a tree of cgroups");
-        }
-        c.kill_shim();
-        assert_eq!(remove(&c), 137);
+        let c = tree_of_cgroups(d);
+        finish_without_server(&c);
     }
 }

@@ -564,6 +564,11 @@ const TABLE: &[Difference] = &[
         "runtime_inherits_no_descriptor",
         "Go passes inherited descriptors on",
     ),
+    fails(
+        GO,
+        "server_inherits_no_descriptor",
+        "Go passes inherited descriptors on",
+    ),
     // events
     flaky(
         GO,

@@ -353,6 +353,19 @@ cases! {
         assert_eq!(c.inheritable(), Vec::<String>::new());
     }
 
+    fn server_inherits_no_descriptor(d) {
+        // A containerd that has left one open.
+        let (file, leaky) = (d.path("left-open"), d.path("leaky-shim"));
+        fs::write(&file, "").unwrap();
+        write_program(&leaky, &format!("exec 9<{}\nexec {} \"$@\"", file.display(), shim_binary()));
+        d.replace_shim(leaky.to_str().unwrap());
+        let c = d.running("c");
+        let (descriptors, _) = c.footprint();
+        assert!(!descriptors.contains(&file.display().to_string()), "{descriptors:?}");
+        c.end();
+        c.finish();
+    }
+
     fn container_id_that_is_being_created(d) {
         let runtime = d.fake_runtime();
         let c = container(d, &runtime, "c").shim();

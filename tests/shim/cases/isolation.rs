@@ -2,19 +2,15 @@
 //! left alone, a frozen one can be killed, and nothing is left of a cgroup.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use containerd_shim_rs_v2::proto::types::Status;
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::signal::Signal;
-use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::harness::container::{Builder, Container};
-use crate::harness::machine::{CGROUPS, cgroup_dirs, is_unified};
+use crate::harness::machine::{CGROUPS, DeepCgroups, cgroup_dirs, is_unified, listed_cgroup_dir};
 use crate::harness::runtime::At;
 use crate::harness::*;
 
@@ -150,11 +146,6 @@ fn without_cgroups(d: &Daemon) -> Option<String> {
     let path = d.path("crun-without-cgroups");
     write_program(&path, "exec crun --cgroup-manager=disabled \"$@\"");
     Some(path.to_str().unwrap().into())
-}
-
-fn open_dir(at: impl AsFd, name: &str) -> OwnedFd {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    openat(at, name, flags, Mode::empty()).expect("open a cgroup")
 }
 
 /// Set where a case runs as an unprivileged user, in a user namespace of its own.
@@ -391,30 +382,15 @@ cases! {
 
     fn pids_of_many_and_deep_cgroups_are_answered(d) {
         let c = d.running("c");
-        let (dir, ..) = freezer(c.cgroup());
-        // That in which a runtime lists processes.
-        let dir = match is_unified() {
-            true => dir,
-            false => cgroup_dirs(c.cgroup()).into_iter().find(|dir| dir.starts_with(Path::new(CGROUPS).join("devices"))).unwrap_or(dir),
-        };
+        let dir = listed_cgroup_dir(c.cgroup()).expect("a cgroup");
         for number in 0..1500 {
             fs::create_dir(dir.join(format!("many-{number}"))).unwrap();
         }
-        // Too long for a path.
-        let mut at = open_dir(AT_FDCWD, dir.to_str().unwrap());
-        let name = "deep-".repeat(40);
-        for _ in 0..30 {
-            mkdirat(&at, name.as_str(), Mode::from_bits_truncate(0o755)).unwrap();
-            at = open_dir(&at, &name);
-        }
+        let deep = DeepCgroups::below(&dir);
         let e = c.exec("e", &["sleep", "inf"]).unwrap();
         let exec = e.start().unwrap();
         let answer = c.pids();
-        // From the deepest on, whatever the answer is.
-        for _ in 0..30 {
-            at = open_dir(&at, "..");
-            unlinkat(&at, name.as_str(), UnlinkatFlags::RemoveDir).unwrap();
-        }
+        drop(deep);
         for number in 0..1500 {
             fs::remove_dir(dir.join(format!("many-{number}"))).unwrap();
         }

@@ -3,13 +3,14 @@
 
 use std::io::Write;
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use containerd_shim_rs_v2::proto::{Any, Envelope, Message, Timestamp, events, forward};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::shutdown;
 use ttrpc::proto::{Code, Request, Response, Status};
 
@@ -117,6 +118,10 @@ pub enum Behaviour {
     RefuseKind(&'static str),
     /// Never answers.
     Hang,
+    /// Reads nothing until it does something else, as a process that is stopped (SIGSTOP): then
+    /// it reads all that has come, of connections that were closed meanwhile, too.
+    #[allow(dead_code, reason = "for `tests/faults`")]
+    Stopped,
     /// Ends the connection in the middle of the answer.
     Break,
 }
@@ -182,6 +187,7 @@ impl Events {
         for connection in state.connections.drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
+        self.shared.news.notify_all();
     }
 
     /// As when containerd comes back.
@@ -211,6 +217,7 @@ impl Events {
 
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.shared.state.lock().unwrap().behaviour = behaviour;
+        self.shared.news.notify_all();
     }
 
     /// Waits until `count` events were sent to us, taken or not, since the start.
@@ -290,7 +297,7 @@ impl Drop for Events {
 
 /// Serves a connection until it ends, or the endpoint is stopped once more than `stops` times.
 fn serve(mut stream: UnixStream, shared: &Shared, stops: usize) {
-    while let Ok(Some(frame)) = Frame::read(&mut stream) {
+    while let Ok(Some(frame)) = read(&mut stream, shared, stops) {
         let request = Request::parse_from_bytes(&frame.payload).expect("a Request");
         assert_eq!(
             request.service,
@@ -316,7 +323,7 @@ fn serve(mut stream: UnixStream, shared: &Shared, stops: usize) {
                 })
                 .into();
             }
-            Behaviour::Hang => continue,
+            Behaviour::Hang | Behaviour::Stopped => continue,
             Behaviour::Break => {}
         }
         let payload = answer.write_to_bytes().unwrap();
@@ -335,6 +342,16 @@ fn serve(mut stream: UnixStream, shared: &Shared, stops: usize) {
             return;
         }
     }
+}
+
+/// Reads a frame, once there is something to read and the endpoint is not stopped.
+fn read(stream: &mut UnixStream, shared: &Shared, stops: usize) -> std::io::Result<Option<Frame>> {
+    let mut readable = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    nix::poll::poll(&mut readable, PollTimeout::NONE)?;
+    let state = shared.state.lock().unwrap();
+    let is_stopped = |s: &mut State| s.behaviour == Behaviour::Stopped && s.stops == stops;
+    drop(shared.news.wait_while(state, is_stopped).unwrap());
+    Frame::read(stream)
 }
 
 /// Counts an event, and records it if we take it; `None` if the endpoint was stopped.

@@ -2,12 +2,15 @@
 //! system that answers nothing.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::process;
 
@@ -49,6 +52,58 @@ pub fn cgroup_dirs(cgroup: &str) -> Vec<PathBuf> {
     let places = places(cgroup).into_iter();
     let dirs = places.flat_map(|dir| [dir.join("container"), dir]);
     dirs.filter(|dir| dir.is_dir()).collect()
+}
+
+/// The directory of `cgroup` in which an OCI runtime lists processes.
+pub fn listed_cgroup_dir(cgroup: &str) -> Option<PathBuf> {
+    let devices = Path::new(CGROUPS).join("devices");
+    let mut dirs = cgroup_dirs(cgroup);
+    let at = dirs.iter().position(|dir| dir.starts_with(&devices));
+    (!dirs.is_empty()).then(|| dirs.swap_remove(at.unwrap_or(0)))
+}
+
+/// Cgroups, each in the one before, that are too deep for a path of 4096 bytes; until it is dropped.
+pub struct DeepCgroups {
+    deepest: OwnedFd,
+    /// Of each of them.
+    name: String,
+}
+
+impl DeepCgroups {
+    const DEPTH: usize = 30;
+
+    /// Below the cgroup `dir`.
+    pub fn below(dir: &Path) -> DeepCgroups {
+        let name = "deep-".repeat(40);
+        let mut deepest = open_dir(AT_FDCWD, dir.to_str().expect("a path in UTF-8"));
+        for _ in 0..Self::DEPTH {
+            let mode = Mode::from_bits_truncate(0o755);
+            mkdirat(&deepest, name.as_str(), mode).expect("make a cgroup");
+            deepest = open_dir(&deepest, &name);
+        }
+        DeepCgroups { deepest, name }
+    }
+}
+
+impl Drop for DeepCgroups {
+    /// What is still there of it: no path is long enough.
+    fn drop(&mut self) {
+        for _ in 0..Self::DEPTH {
+            // None is above one that was removed.
+            let Ok(above) = openat(&self.deepest, "..", DIRECTORY, Mode::empty()) else {
+                return;
+            };
+            self.deepest = above;
+            let name = self.name.as_str();
+            let _ = unlinkat(&self.deepest, name, UnlinkatFlags::RemoveDir);
+        }
+    }
+}
+
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
+
+fn open_dir(at: impl AsFd, name: &str) -> OwnedFd {
+    openat(at, name, DIRECTORY, Mode::empty()).expect("open a cgroup")
 }
 
 /// Makes `cgroup` in every hierarchy that is mounted, ready to take processes.

@@ -15,6 +15,8 @@ pub mod bundle;
 pub mod container;
 pub mod daemon;
 pub mod events;
+#[allow(dead_code, reason = "for `tests/faults` and `tests/daemon`")]
+pub mod footprint;
 pub mod machine;
 pub mod process;
 pub mod rpc;

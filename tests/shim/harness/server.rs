@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::fcntl::OFlag;
 
 use super::container::Container;
+use super::footprint::entries;
 use super::process;
 
 impl Container<'_> {
@@ -40,19 +41,14 @@ impl Container<'_> {
 
     /// Descriptors and threads of the shim's server.
     pub fn footprint(&self) -> (Vec<String>, usize) {
-        let names = |dir: &str| {
-            let dir = format!("/proc/{}/{dir}", self.shim_pid);
-            let entries = fs::read_dir(dir).expect("look at the shim").flatten();
-            entries.map(|entry| entry.path()).collect::<Vec<_>>()
-        };
         let link = |path: &PathBuf| {
             fs::read_link(path)
                 .unwrap_or_default()
                 .display()
                 .to_string()
         };
-        let mut descriptors: Vec<String> = names("fd").iter().map(link).collect();
+        let mut descriptors: Vec<String> = entries(self.shim_pid, "fd").iter().map(link).collect();
         descriptors.sort();
-        (descriptors, names("task").len())
+        (descriptors, entries(self.shim_pid, "task").len())
     }
 }

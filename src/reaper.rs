@@ -24,14 +24,18 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::local;
 use crate::sys::process;
+use crate::sys::signals::Signals;
 
 /// In which `/proc/PID/stat` counts, on every architecture that Rust's standard library runs on.
 pub const TICK: Duration = Duration::from_millis(10);
+
+/// How many descriptors' events the event loop takes from the kernel at a time: it holds memory
+/// for so many, 12 bytes each. The others come next.
+const EVENTS_PER_TURN: usize = 64;
 
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
@@ -174,6 +178,7 @@ impl Reaper {
         nix::sys::prctl::set_child_subreaper(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .max_io_events_per_tick(EVENTS_PER_TURN)
             .build()?;
         tokio::task::LocalSet::new().block_on(&runtime, async {
             self.start()?;
@@ -184,19 +189,19 @@ impl Reaper {
 
     /// Reaps from now on. Needs a tokio runtime and a `LocalSet`.
     pub fn start(&self) -> io::Result<()> {
-        let children = signal(SignalKind::child())?;
+        let children = Signals::listen(&[nix::sys::signal::Signal::SIGCHLD])?;
         local::spawn(self.clone().run(children));
         Ok(())
     }
 
     /// Reaps, for ever.
-    async fn run(self, mut sigchld: Signal) {
+    async fn run(self, mut children: Signals) {
         loop {
             while let Some((pid, status)) = self.reap() {
                 let at = SystemTime::now();
                 self.record(pid, Exit { status, at });
             }
-            if sigchld.recv().await.is_none() {
+            if children.recv().await.is_err() {
                 return;
             }
         }

@@ -5,12 +5,13 @@
 //! SIGTERM and SIGINT the containers keep running. On SIGUSR1 it logs its state.
 
 use std::future::Future;
+use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use nix::sys::signal::Signal;
 use tokio::time::{sleep, timeout};
 
 use crate::bundle::Bundle;
@@ -24,6 +25,7 @@ use crate::service::Services;
 use crate::socket::{self, Claim};
 use crate::stdio;
 use crate::sys;
+use crate::sys::signals::Signals;
 use crate::task::{Shared, Tasks};
 
 /// The descriptor of the listening socket that `start` leaves open for the server.
@@ -76,9 +78,8 @@ fn listener(path: &str) -> Result<UnixListener> {
 }
 
 async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context(|| "listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context(|| "listen for SIGINT")?;
-    let mut user = signal(SignalKind::user_defined1()).context(|| "listen for SIGUSR1")?;
+    let signals = Signals::listen(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1])
+        .context(|| "listen for signals")?;
 
     let events = Events::new(flags.ttrpc_address.clone(), flags.namespace.clone());
     local::spawn(events.clone().run());
@@ -95,13 +96,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
     local::spawn(release_memory_when_idle(services.clone()));
     log_start();
 
-    let report = async {
-        while user.recv().await.is_some() {
-            log_report(&services);
-        }
-    };
     tokio::select! {
-        () = report => log::error!("shim exits: cannot receive SIGUSR1 any more"),
         () = services.shut_down() => log::debug!("shim exits: Shutdown and no container left"),
         () = services.deserted(CLIENT_TIMEOUT) => {
             log::info!("shim exits: no container and no client");
@@ -109,8 +104,10 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         () = services.abandoned() => {
             log::warn!("shim exits: no container, and its client did not send Shutdown");
         }
-        _ = terminate.recv() => log::info!("shim exits: SIGTERM; containers keep running"),
-        _ = interrupt.recv() => log::info!("shim exits: SIGINT; containers keep running"),
+        signal = terminated(signals, &services) => match signal {
+            Ok(signal) => log::info!("shim exits: {signal}; containers keep running"),
+            Err(error) => log::error!("shim exits: receive signals: {error}"),
+        },
     }
     server.close();
     // Events first: containerd gets them before it sees the connection close.
@@ -148,6 +145,16 @@ async fn release_memory_when_idle(services: Rc<Services>) {
             log::debug!("release memory: {error}");
         }
         sleep(MEMORY_RELEASE_INTERVAL).await;
+    }
+}
+
+/// Waits for a signal to end, SIGTERM or SIGINT.
+async fn terminated(mut signals: Signals, services: &Services) -> io::Result<Signal> {
+    loop {
+        match signals.recv().await? {
+            Signal::SIGUSR1 => log_report(services),
+            signal => return Ok(signal),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use nix::unistd::{getpid, gettid};
 use super::check;
 
 /// Stack that the calls in this file need below the caller's frame, in bytes.
-const OWN_FRAMES: usize = 16 << 10;
+const OWN_FRAMES: usize = 2 << 10;
 
 /// How far below the caller stack pages are released, in bytes. The kernel keeps other mappings
 /// 128 MiB away from the main thread's stack.

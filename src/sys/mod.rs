@@ -7,6 +7,7 @@ pub mod fd;
 pub mod memory;
 pub mod mount;
 pub mod process;
+pub mod signals;
 pub mod tty;
 
 /// What a system call answered, or, for -1, the error that it left in `errno`.

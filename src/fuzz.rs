@@ -21,6 +21,8 @@ use crate::start::Request;
 use crate::stdio::target::Target;
 use crate::ttrpc::frame::{Frame, FrameReader, Received};
 
+#[cfg(test)]
+mod mutations;
 mod server;
 
 /// A name, and what takes the bytes. It panics if they make the code break a promise.
@@ -226,20 +228,90 @@ fn read_frames(mut data: &[u8], piece: usize) -> Vec<Option<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
+    use std::env;
+    use std::time::Duration;
+
+    use super::mutations::{self, Limit, Random};
     use super::*;
+
+    /// Mutated inputs of each target, without FUZZ_SECONDS.
+    const DEFAULT_EXECUTIONS: u64 = 50;
+
+    /// Where `corpus` and `findings` are.
+    fn fuzz_dir() -> PathBuf {
+        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        env::var_os("FUZZ_DIR").map_or_else(default, PathBuf::from)
+    }
+
+    /// The committed inputs, in one order.
+    fn corpus(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
+        let dir = fuzz_dir().join("corpus").join(name);
+        let files = fs::read_dir(dir).expect(name);
+        let mut inputs: Vec<_> = files
+            .map(|file| file.expect(name).path())
+            .map(|file| (file.clone(), fs::read(&file).expect(name)))
+            .collect();
+        inputs.sort();
+        assert!(!inputs.is_empty(), "{name} has no input");
+        inputs
+    }
+
+    fn number(variable: &str) -> Option<u64> {
+        let value = env::var(variable).ok()?;
+        Some(value.parse().expect(variable))
+    }
 
     #[test]
     fn committed_inputs_break_no_promise() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
         for (name, target) in TARGETS {
-            let mut inputs = 0;
-            for file in fs::read_dir(corpus.join(name)).expect(name) {
-                let file = file.expect(name).path();
+            for (file, input) in corpus(name) {
                 println!("{}", file.display());
-                target(&fs::read(file).expect(name));
-                inputs += 1;
+                target(&input);
             }
-            assert!(inputs > 0, "{name} has no input");
         }
+    }
+
+    /// `hack/fuzz --short` runs it for FUZZ_SECONDS a target, with a FUZZ_SEED of its own.
+    #[test]
+    fn mutated_inputs_break_no_promise() {
+        let seed = number("FUZZ_SEED").unwrap_or(0);
+        let limit = match number("FUZZ_SECONDS") {
+            Some(seconds) => Limit::Time(Duration::from_secs(seconds)),
+            None => Limit::Executions(DEFAULT_EXECUTIONS),
+        };
+        println!("FUZZ_SEED={seed}");
+        let mut findings = 0;
+        for target in TARGETS {
+            let name = target.0;
+            let inputs = corpus(name).into_iter().map(|(_, input)| input).collect();
+            let outcome = mutations::run(*target, inputs, Random::new(seed, name), limit);
+            println!("{name:<14} {:>9} executions", outcome.executions);
+            if let Some((input, how)) = outcome.finding {
+                let file = fuzz_dir().join("findings");
+                fs::create_dir_all(&file).expect("a directory for findings");
+                let file = file.join(format!("{name}-{seed}-{}", outcome.executions));
+                fs::write(&file, input).expect("write the finding");
+                println!("{name} {how} with {}", file.display());
+                findings += 1;
+            }
+        }
+        assert_eq!(findings, 0, "inputs that break a promise");
+    }
+
+    #[test]
+    fn mutations_find_an_input_that_breaks_a_promise() {
+        let target: FuzzTarget = ("magic", |data| assert_ne!(data.first(), Some(&b'M')));
+        let run = |seed| {
+            let random = Random::new(seed, target.0);
+            mutations::run(
+                target,
+                vec![b"Large".to_vec()],
+                random,
+                Limit::Executions(100_000),
+            )
+        };
+        let (input, how) = run(7).finding.expect("a finding");
+        assert_eq!((input[0], how), (b'M', "panics"));
+        assert_eq!(run(7).finding.expect("the same finding").0, input);
     }
 }

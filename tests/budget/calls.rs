@@ -37,7 +37,8 @@ impl Trace {
     fn calls(&self) -> impl Iterator<Item = &str> {
         let lines = self.text.lines();
         // The others are signals, and the second half of calls that were interrupted.
-        lines.filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()))
+        let calls = lines.filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
+        calls.filter(|call| !is_of_event_loop(call))
     }
 
     /// The threads, or the processes, that this one has created.
@@ -56,6 +57,13 @@ impl Trace {
         let first = calls.next().unwrap_or_default();
         first.contains(shim_binary()) && first.contains(&format!("\"{action}\"]"))
     }
+}
+
+/// Whether it is the event loop's wait, or what wakes it: of these there are the more, the
+/// busier the machine is.
+fn is_of_event_loop(call: &str) -> bool {
+    let wakes = call.starts_with("write(") && call.contains(r#", "\1\0\0\0\0\0\0\0", 8)"#);
+    wakes || call.starts_with("epoll_pwait(")
 }
 
 /// All threads of one container's life.

@@ -8,7 +8,7 @@ use std::pin::Pin;
 
 use tokio::task::JoinHandle;
 
-/// Runs `work` as a task. Call it in a `LocalSet`.
+/// Runs `work` as a task. Call it in an event loop with local tasks.
 pub fn spawn<T: 'static>(work: impl Future<Output = T> + 'static) -> JoinHandle<T> {
     let work: Pin<Box<dyn Future<Output = T>>> = Box::pin(work);
     tokio::task::spawn_local(work)

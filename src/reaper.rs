@@ -24,6 +24,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
+use tokio::runtime::LocalOptions;
 use tokio::sync::oneshot;
 
 use crate::local;
@@ -179,15 +180,16 @@ impl Reaper {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_io_events_per_tick(EVENTS_PER_TURN)
-            .build()?;
-        tokio::task::LocalSet::new().block_on(&runtime, async {
+            .build_local(LocalOptions::default())?;
+        // Not a `LocalSet`, whose tasks wake the loop by a system call each time.
+        runtime.block_on(async {
             self.start()?;
             work.await;
             Ok(())
         })
     }
 
-    /// Reaps from now on. Needs a tokio runtime and a `LocalSet`.
+    /// Reaps from now on. Needs an event loop with local tasks.
     pub fn start(&self) -> io::Result<()> {
         let children = Signals::listen(&[nix::sys::signal::Signal::SIGCHLD])?;
         local::spawn(self.clone().run(children));

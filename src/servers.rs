@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::task::{JoinSet, LocalSet};
+use tokio::runtime::LocalOptions;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::cli::{self, Action};
@@ -64,9 +65,9 @@ pub fn ask_all() -> Result<Vec<Server>> {
     let found = find(Path::new("/proc"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(LocalOptions::default())
         .context(|| "start the event loop")?;
-    let mut servers = LocalSet::new().block_on(&runtime, async {
+    let mut servers = runtime.block_on(async {
         let mut asked = JoinSet::new();
         for server in found {
             asked.spawn_local(server.asked());

@@ -190,7 +190,7 @@ pub async fn loggers_ended() {
 }
 
 /// Opens what `stdio` names. Fails within 30 s when a FIFO has no reader, with
-/// nothing left open. Needs a `LocalSet`.
+/// nothing left open. Needs an event loop with local tasks.
 ///
 /// # Errors
 /// `InvalidArgument` for a URI that means nothing, `DeadlineExceeded` when nobody

@@ -9,10 +9,10 @@ use std::path::Path;
 use crate::harness::container::Container;
 use crate::harness::process::write_program;
 use crate::harness::{Api, Daemon, hang_timeout, shim_binary};
-use crate::limits::{check, median};
+use crate::limits::check;
 
-/// Containers, of which the median counts: what comes at the same time is handled together, or
-/// not.
+/// Containers, of which the one with the fewest counts: on a busy machine the shim looks again
+/// for what has not happened yet.
 const CONTAINERS: usize = 5;
 
 /// What strace wrote of one thread.
@@ -37,7 +37,8 @@ impl Trace {
     fn calls(&self) -> impl Iterator<Item = &str> {
         let lines = self.text.lines();
         // The others are signals, and the second half of calls that were interrupted.
-        lines.filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()))
+        let calls = lines.filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
+        calls.filter(|call| !is_of_event_loop(call))
     }
 
     /// The threads, or the processes, that this one has created.
@@ -56,6 +57,13 @@ impl Trace {
         let first = calls.next().unwrap_or_default();
         first.contains(shim_binary()) && first.contains(&format!("\"{action}\"]"))
     }
+}
+
+/// Whether it is the event loop's wait, or what wakes it: of these there are the more, the
+/// busier the machine is.
+fn is_of_event_loop(call: &str) -> bool {
+    let wakes = call.starts_with("write(") && call.contains(r#", "\1\0\0\0\0\0\0\0", 8)"#);
+    wakes || call.starts_with("epoll_pwait(")
 }
 
 /// All threads of one container's life.
@@ -148,7 +156,7 @@ fn count() -> Counts {
 #[test]
 fn system_calls_and_processes_of_a_container() {
     let counts: Vec<Counts> = (0..CONTAINERS).map(|_| count()).collect();
-    let of = |figure: fn(&Counts) -> u64| median(counts.iter().map(figure).collect());
+    let of = |figure: fn(&Counts) -> u64| counts.iter().map(figure).min().expect("a count");
     check("server_system_calls", of(|counts| counts.server));
     check("start_system_calls", of(|counts| counts.start));
     check("delete_system_calls", of(|counts| counts.delete));

@@ -132,10 +132,10 @@ mod soaks {
     }
     mod long {
         mod containerd_1_6 {
-            cases! { "1.6", crate::Naming::Name, soak; rounds_60 }
+            cases! { "1.6", crate::Naming::Name, soak; rounds_40 }
         }
         mod containerd_2 {
-            cases! { "2", crate::Naming::Name, soak; rounds_60 }
+            cases! { "2", crate::Naming::Name, soak; rounds_40 }
         }
     }
 }

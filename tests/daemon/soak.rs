@@ -19,9 +19,9 @@ const CONTAINERS: usize = 3;
 /// Execs for each container, at the same time.
 const EXECS: usize = 4;
 
-/// Three minutes' worth is for `make soak`.
-pub fn rounds_60(ctr: &Ctr) {
-    soak(ctr, 60);
+/// Minutes' worth is for `make soak`.
+pub fn rounds_40(ctr: &Ctr) {
+    soak(ctr, 40);
 }
 
 pub fn rounds_5(ctr: &Ctr) {

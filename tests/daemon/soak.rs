@@ -24,8 +24,8 @@ pub fn rounds_40(ctr: &Ctr) {
     soak(ctr, 40);
 }
 
-pub fn rounds_5(ctr: &Ctr) {
-    soak(ctr, 5);
+pub fn rounds_3(ctr: &Ctr) {
+    soak(ctr, 3);
 }
 
 fn soak(ctr: &Ctr, rounds: usize) {

@@ -125,17 +125,17 @@ mod upgrades_from_containerd_2 {
 
 mod soaks {
     mod containerd_1_6 {
-        cases! { "1.6", crate::Naming::Name, soak; rounds_5 }
+        cases! { "1.6", crate::Naming::Name, soak; rounds_3 }
     }
     mod containerd_2 {
-        cases! { "2", crate::Naming::Name, soak; rounds_5 }
+        cases! { "2", crate::Naming::Name, soak; rounds_3 }
     }
     mod long {
         mod containerd_1_6 {
-            cases! { "1.6", crate::Naming::Name, soak; rounds_60 }
+            cases! { "1.6", crate::Naming::Name, soak; rounds_40 }
         }
         mod containerd_2 {
-            cases! { "2", crate::Naming::Name, soak; rounds_60 }
+            cases! { "2", crate::Naming::Name, soak; rounds_40 }
         }
     }
 }

@@ -19,13 +19,13 @@ const CONTAINERS: usize = 3;
 /// Execs for each container, at the same time.
 const EXECS: usize = 4;
 
-/// Three minutes' worth is for `make soak`.
-pub fn rounds_60(ctr: &Ctr) {
-    soak(ctr, 60);
+/// Minutes' worth is for `make soak`.
+pub fn rounds_40(ctr: &Ctr) {
+    soak(ctr, 40);
 }
 
-pub fn rounds_5(ctr: &Ctr) {
-    soak(ctr, 5);
+pub fn rounds_3(ctr: &Ctr) {
+    soak(ctr, 3);
 }
 
 fn soak(ctr: &Ctr, rounds: usize) {

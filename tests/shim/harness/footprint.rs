@@ -4,14 +4,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How much more private memory the server may have in the end, in kB: what its allocator and
+/// How much more memory the server may have in the end, in kB: what its allocator and
 /// its stack keep after a busy time.
 const MARGIN: u64 = 128;
 
 /// What the server has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footprint {
-    /// Private, in kB.
+    /// In no file, in kB.
     pub memory: u64,
     pub descriptors: usize,
     pub threads: usize,
@@ -23,7 +23,7 @@ impl Footprint {
     /// That of process `pid`.
     pub fn of(pid: i32) -> Footprint {
         Footprint {
-            memory: private_memory(pid),
+            memory: anonymous_memory(pid),
             descriptors: entries(pid, "fd").len(),
             threads: entries(pid, "task").len(),
             children: children(pid),
@@ -74,16 +74,16 @@ pub fn entries(pid: i32, dir: &str) -> Vec<PathBuf> {
     entries.flatten().map(|entry| entry.path()).collect()
 }
 
-/// Memory that no other process shares and that is in no file, in kB: what a server costs. Pages
-/// of its code are private, too, while no other server runs.
-fn private_memory(pid: i32) -> u64 {
+/// Memory that is in no file, in kB: what a server costs. Its code may be in a tmpfs, whose pages
+/// count as dirty ones.
+fn anonymous_memory(pid: i32) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
     let rollup = rollup.expect("read smaps_rollup");
     let line = rollup
         .lines()
-        .find_map(|line| line.strip_prefix("Private_Dirty:"));
+        .find_map(|line| line.strip_prefix("Anonymous:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    kilobytes.expect("Private_Dirty in kB")
+    kilobytes.expect("Anonymous in kB")
 }
 
 /// How many children it has, zombies among them.

@@ -147,7 +147,7 @@ fn cgroup_files(data: &[u8]) {
     }
 }
 
-const CGROUP_FILES: [&str; 14] = [
+const CGROUP_FILES: &[&str] = &[
     "cpu.stat",
     "memory.stat",
     "memory.current",
@@ -162,6 +162,14 @@ const CGROUP_FILES: [&str; 14] = [
     "blkio.throttle.io_service_bytes_recursive",
     "rdma.current",
     "cgroup.controllers",
+    "cgroup.procs",
+    "cpu.pressure",
+    "memory.pressure",
+    "io.pressure",
+    "cpuacct.stat",
+    "blkio.throttle.io_serviced",
+    "hugetlb.2MB.current",
+    "hugetlb.2MB.usage_in_bytes",
 ];
 
 fn write(file: &Path, text: &str) {

@@ -11,7 +11,8 @@
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "this plays containerd, as the harness does"
+    clippy::zombie_processes,
+    reason = "this plays containerd, as the harness does, which waits for all children"
 )]
 
 use std::fs;
@@ -52,6 +53,7 @@ struct Form {
     servers: &'static [usize],
     pod: &'static [usize],
     execs: usize,
+    settle: Duration,
     rest: Duration,
     /// Pods with execs under load, turns, and seconds a turn.
     load: (usize, usize, u64),
@@ -70,6 +72,7 @@ const FORMS: [Form; 4] = [
         servers: &[1, 5],
         pod: &[1, 5],
         execs: 10,
+        settle: Duration::from_secs(1),
         rest: Duration::from_secs(1),
         load: (3, 1, 1),
         load_runtimes: &["crun"],
@@ -82,8 +85,9 @@ const FORMS: [Form; 4] = [
         rounds_runtimes: 7,
         runtimes: &["runc", "crun"],
         servers: &[1, 50],
-        pod: &[1, 10, 50],
+        pod: &[10, 50],
         execs: 200,
+        settle: Duration::from_secs(32),
         rest: Duration::from_secs(3),
         load: (20, 2, 4),
         load_runtimes: &["crun"],
@@ -98,6 +102,7 @@ const FORMS: [Form; 4] = [
         servers: &[1, 50, 200],
         pod: &[1, 10, 100],
         execs: 1000,
+        settle: Duration::from_secs(32),
         rest: Duration::from_secs(10),
         load: (20, 8, 5),
         load_runtimes: &["runc", "crun"],
@@ -112,6 +117,7 @@ const FORMS: [Form; 4] = [
         servers: &[1, 50, 200, 1000],
         pod: &[1, 10, 100],
         execs: 10_000,
+        settle: Duration::from_secs(32),
         rest: Duration::from_secs(10),
         load: (20, 12, 5),
         load_runtimes: &["runc", "crun"],
@@ -284,21 +290,11 @@ fn measure_memory(options: &Options, noop: &Runtime, results: &mut Results) {
         servers: form.servers.into(),
         pod: form.pod.into(),
         execs: form.execs,
+        settle: form.settle,
         rest: form.rest,
     };
-    let part = results.part(
-        "servers",
-        "Idle servers, each with a container (kB are KiB)",
-    );
-    let plots = memory::servers(part, shims, noop, &extent);
-    memory::kernel(part, shims, noop);
-    let part = results.part("pods", "One server with many containers, idle (kB are KiB)");
-    memory::pods(part, shims, noop, &extent);
-    let part = results.part(
-        "execs",
-        "A server before and after execs, idle (kB are KiB)",
-    );
-    memory::execs(part, shims, noop, &extent);
+    let plots = memory::measure(results, shims, noop, &extent);
+    memory::kernel(results, shims, noop, &extent);
     for (name, title, series) in [
         (
             "private",

@@ -1,5 +1,7 @@
 //! What shims cost at rest: many servers with a container each, one server with many, and one that
 //! has had many execs. And how long the next container takes when there are many already.
+//!
+//! All shims are let rest at the same time: that is what takes the time here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +13,15 @@ use crate::harness::container::Container;
 use crate::harness::{Daemon, process};
 use crate::plot::Series;
 use crate::progress::Progress;
-use crate::results::{Column, Part};
+use crate::results::{Column, Part, Results};
 use crate::subject::{PATIENCE, Raw, Runtime, Shim, since};
 
-/// After the last request of a server this long passes before it counts as idle.
-const SETTLE: Duration = Duration::from_millis(2500);
 /// How many servers share a cgroup when kernel memory is counted.
 const IN_CGROUP: usize = 50;
+/// Above this number of servers there are only those of the first shims: see [`TO_THE_END`].
+const FOR_ALL: usize = 200;
+/// How many shims get more servers than that: the machine's memory is not for all of them.
+const TO_THE_END: usize = 2;
 
 /// How much is measured.
 pub struct Extent {
@@ -26,6 +30,9 @@ pub struct Extent {
     /// Containers of one server; ascending.
     pub pod: Vec<usize>,
     pub execs: usize,
+    /// How long after its last request a server counts as idle. Our shim gives memory back within
+    /// 30 s.
+    pub settle: Duration,
     /// How long wakeups are counted.
     pub rest: Duration,
 }
@@ -38,41 +45,205 @@ pub struct Plots {
     pub latency: Vec<Series>,
 }
 
-/// Many servers with a container each.
-pub fn servers(part: &mut Part, shims: &[Shim], noop: &Runtime, extent: &Extent) -> Plots {
-    let mut plots = Plots::default();
-    for shim in shims {
-        let progress = Progress::of(&format!("memory of idle servers: {}", shim.name));
-        let (mut private, mut pss) = (Series::of(&shim.name), Series::of(&shim.name));
-        let daemon = shim.daemon();
-        let (mut containers, mut times) = (Vec::new(), Vec::new());
-        let most = extent.servers.last().copied().unwrap_or(0);
-        while containers.len() < most {
-            let id = format!("c{}", containers.len());
-            let builder = noop.container(&daemon, &id, &["sleep", "inf"]);
-            let start = Instant::now();
-            containers.push(builder.run());
-            times.push(since(start));
-            progress.step(containers.len(), most);
-            let count = containers.len();
-            if extent.servers.contains(&count) {
-                let memory = at_rest(&containers);
-                memory.report(part, &shim.name, &format!("{count} idle"), count);
-                private.push(count as f64, memory.private / count as f64);
-                pss.push(count as f64, memory.pss / count as f64);
-            }
+/// The containers of one shim.
+struct Scene<'a> {
+    shim: &'a Shim,
+    servers: Group<'a>,
+    pod: Group<'a>,
+    execs: Group<'a>,
+    /// How long each of `servers` took to have a container that runs, in milliseconds.
+    times: Vec<f64>,
+    private: Series,
+    pss: Series,
+}
+
+/// Containers with a containerd of their own.
+struct Group<'a> {
+    daemon: &'a Daemon,
+    containers: Vec<Container<'a>>,
+}
+
+impl<'a> Group<'a> {
+    fn of(daemon: &'a Daemon) -> Group<'a> {
+        Group {
+            daemon,
+            containers: Vec::new(),
         }
-        let wakeups = wakeups(&containers, extent.rest) / containers.len() as f64;
-        let seconds = extent.rest.as_secs();
-        let figure = format!("wakeups of an idle server in {seconds} s");
-        part.set(&figure, "", &shim.name, wakeups);
-        abandon(&daemon, &containers);
-        latency(part, &shim.name, &times);
-        plots.private.push(private);
-        plots.pss.push(pss);
-        plots.latency.push(of_times(&shim.name, &times));
+    }
+
+    /// One container more, in the server of the first one if `group` says so.
+    fn grow(&mut self, noop: &Runtime, group: bool) {
+        let id = format!("c{}", self.containers.len());
+        let container = noop.container(self.daemon, &id, &["sleep", "inf"]);
+        let container = match group {
+            true => container.group("c0"),
+            false => container,
+        };
+        self.containers.push(container.run());
+    }
+}
+
+/// Everything but kernel memory.
+pub fn measure(results: &mut Results, shims: &[Shim], noop: &Runtime, extent: &Extent) -> Plots {
+    let daemons: Vec<[Daemon; 3]> = shims
+        .iter()
+        .map(|shim| [0; 3].map(|_| shim.daemon()))
+        .collect();
+    let scenes = shims.iter().zip(&daemons).map(|(shim, daemons)| Scene {
+        shim,
+        servers: Group::of(&daemons[0]),
+        pod: Group::of(&daemons[1]),
+        execs: Group::of(&daemons[2]),
+        times: Vec::new(),
+        private: Series::of(&shim.name),
+        pss: Series::of(&shim.name),
+    });
+    let mut scenes: Vec<Scene> = scenes.collect();
+    let progress = Progress::of("memory at rest");
+    let phases = extent.servers.len().max(extent.pod.len()).max(2);
+    for phase in 0..phases {
+        for (at, scene) in scenes.iter_mut().enumerate() {
+            progress.say(&format!(
+                "{}, step {} of {phases}",
+                scene.shim.name,
+                phase + 1
+            ));
+            scene.grow(at, phase, phases, noop, extent);
+        }
+        progress.say(&format!("rest, step {} of {phases}", phase + 1));
+        pause(extent.settle);
+        for (at, scene) in scenes.iter_mut().enumerate() {
+            scene.report(at, phase, phases, results, extent);
+        }
+    }
+    wakeups(results, &scenes, extent.rest);
+    finish(results, scenes)
+}
+
+/// Reports how long containers took, draws, and ends all.
+fn finish(results: &mut Results, scenes: Vec<Scene>) -> Plots {
+    let mut plots = Plots::default();
+    for scene in scenes {
+        for group in [&scene.servers, &scene.pod, &scene.execs] {
+            abandon(group.daemon, &group.containers);
+        }
+        latency(servers_part(results), &scene.shim.name, &scene.times);
+        let latency = of_times(&scene.shim.name, &scene.times);
+        plots.latency.push(latency);
+        plots.private.push(scene.private);
+        plots.pss.push(scene.pss);
     }
     plots
+}
+
+fn servers_part(results: &mut Results) -> &mut Part {
+    results.part(
+        "servers",
+        "Idle servers, each with a container (kB are KiB)",
+    )
+}
+
+/// How many servers the shim at this place has in a phase.
+fn servers_of(at: usize, phase: usize, extent: &Extent) -> Option<usize> {
+    let count = extent.servers.get(phase).copied();
+    count.filter(|&count| count <= FOR_ALL || at < TO_THE_END)
+}
+
+impl Scene<'_> {
+    fn grow(&mut self, at: usize, phase: usize, phases: usize, noop: &Runtime, extent: &Extent) {
+        while self.servers.containers.len() < servers_of(at, phase, extent).unwrap_or(0) {
+            let start = Instant::now();
+            self.servers.grow(noop, false);
+            self.times.push(since(start));
+        }
+        while self.pod.containers.len() < extent.pod.get(phase).copied().unwrap_or(0) {
+            self.pod.grow(noop, true);
+        }
+        if phase == 0 {
+            self.execs.grow(noop, false);
+            exec(&self.execs.containers[0], 0);
+        }
+        if phase == phases - 1 {
+            for count in 1..=extent.execs {
+                exec(&self.execs.containers[0], count);
+            }
+        }
+    }
+
+    fn report(
+        &mut self,
+        at: usize,
+        phase: usize,
+        phases: usize,
+        results: &mut Results,
+        extent: &Extent,
+    ) {
+        let name = &self.shim.name;
+        if let Some(count) = servers_of(at, phase, extent) {
+            let memory = Memory::of(&self.servers.containers);
+            memory.report(servers_part(results), name, &format!("{count} idle"), count);
+            self.private
+                .push(count as f64, memory.private / count as f64);
+            self.pss.push(count as f64, memory.pss / count as f64);
+        }
+        if let Some(&count) = extent.pod.get(phase) {
+            let memory = Memory::of(&self.pod.containers[..1]);
+            let part = results.part("pods", "One server with many containers, idle (kB are KiB)");
+            memory.report(part, name, &format!("one server for {count}"), 1);
+            if let Some(&fewer) = phase.checked_sub(1).and_then(|phase| extent.pod.get(phase)) {
+                let before = part.figure(&format!("private, one server for {fewer}"));
+                let before = before.and_then(|figure| figure.of(name)).expect("a figure");
+                let each = (memory.private - before.median()) / (count - fewer) as f64;
+                let figure = format!("private, each container from {fewer} to {count}");
+                part.set(&figure, "kB", name, each);
+            }
+        }
+        let when = match phase {
+            0 => "after an exec".into(),
+            _ if phase == phases - 1 => format!("after {} execs", extent.execs),
+            _ => return,
+        };
+        let part = results.part(
+            "execs",
+            "A server before and after execs, idle (kB are KiB)",
+        );
+        Memory::of(&self.execs.containers).report(part, name, &when, 1);
+    }
+}
+
+fn exec(container: &Container, count: usize) {
+    let exec = container.exec(&format!("e{count}"), &["true"]);
+    let exec = exec.expect("Exec");
+    exec.start().expect("Start");
+    exec.wait().expect("Wait");
+    exec.delete().expect("Delete");
+}
+
+/// How often threads of the servers slept and were woken, a server.
+fn wakeups(results: &mut Results, scenes: &[Scene], rest: Duration) {
+    let before: Vec<f64> = scenes
+        .iter()
+        .map(|s| switches(&s.servers.containers))
+        .collect();
+    pause(rest);
+    for (scene, before) in scenes.iter().zip(before) {
+        let containers = &scene.servers.containers;
+        let count = (switches(containers) - before) / containers.len() as f64;
+        let figure = format!("wakeups of an idle server in {} s", rest.as_secs());
+        servers_part(results).set(&figure, "", &scene.shim.name, count);
+    }
+}
+
+/// How often threads of these servers have slept so far.
+fn switches(containers: &[Container]) -> f64 {
+    let tasks = containers.iter().flat_map(|container| {
+        fs::read_dir(format!("/proc/{}/task", container.shim_pid)).expect("read /proc")
+    });
+    let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).ok();
+    let status = tasks.flatten().filter_map(status);
+    status
+        .map(|status| field(&status, "voluntary_ctxt_switches:"))
+        .sum()
 }
 
 /// Whether the last containers take longer than the first ones.
@@ -102,115 +273,58 @@ fn of_times(name: &str, times: &[f64]) -> Series {
     series
 }
 
-/// One server with many containers, as a pod has.
-pub fn pods(part: &mut Part, shims: &[Shim], noop: &Runtime, extent: &Extent) {
-    for shim in shims {
-        let progress = Progress::of(&format!("memory of one server for many: {}", shim.name));
-        let daemon = shim.daemon();
-        let (mut containers, mut seen) = (Vec::new(), Vec::new());
-        let most = extent.pod.last().copied().unwrap_or(0);
-        while containers.len() < most {
-            let id = format!("c{}", containers.len());
-            let builder = noop.container(&daemon, &id, &["sleep", "inf"]);
-            containers.push(builder.group("c0").run());
-            let count = containers.len();
-            progress.step(count, most);
-            if extent.pod.contains(&count) {
-                let memory = at_rest(&containers[..1]);
-                memory.report(part, &shim.name, &format!("one server for {count}"), 1);
-                seen.push((count as f64, memory.private));
-            }
-        }
-        if let [.., (fewer, before), (more, after)] = seen[..] {
-            let each = (after - before) / (more - fewer);
-            part.set("private, each further container", "kB", &shim.name, each);
-        }
-        abandon(&daemon, &containers);
-    }
-}
-
-/// One server before and after many execs.
-pub fn execs(part: &mut Part, shims: &[Shim], noop: &Runtime, extent: &Extent) {
-    for shim in shims {
-        let progress = Progress::of(&format!("memory after execs: {}", shim.name));
-        let daemon = shim.daemon();
-        let container = noop.container(&daemon, "c", &["sleep", "inf"]).run();
-        // The first one fills what every later one uses again.
-        exec(&container, 0);
-        let report = |part: &mut Part, when: &str| {
-            at_rest(std::slice::from_ref(&container)).report(part, &shim.name, when, 1);
-        };
-        report(part, "after an exec");
-        for count in 1..=extent.execs {
-            exec(&container, count);
-            progress.step(count, extent.execs);
-        }
-        report(part, &format!("after {} execs", extent.execs));
-        abandon(&daemon, &[container]);
-    }
-}
-
-fn exec(container: &Container, count: usize) {
-    let exec = container.exec(&format!("e{count}"), &["true"]);
-    let exec = exec.expect("Exec");
-    exec.start().expect("Start");
-    exec.wait().expect("Wait");
-    exec.delete().expect("Delete");
-}
-
 /// What the kernel has for a server besides its pages: by the account of a cgroup that servers and
 /// inits are in, less the inits'.
-pub fn kernel(part: &mut Part, shims: &[Shim], noop: &Runtime) {
-    let Some(bare) = kernel_of_bare_inits(shims, noop) else {
+pub fn kernel(results: &mut Results, shims: &[Shim], noop: &Runtime, extent: &Extent) {
+    let accounts = shims.iter().map(|shim| Account::new(&shim.name));
+    let accounts = accounts.collect::<Option<Vec<Account>>>();
+    let (Some(accounts), Some(bare)) = (accounts, Account::new("bare")) else {
         eprintln!("bench: kernel memory is not counted: no cgroup has an account of it");
         return;
     };
-    for shim in shims {
-        let progress = Progress::of(&format!("kernel memory: {}", shim.name));
-        let account = Account::new(&shim.name).expect("a cgroup for the shims");
-        let first = shim.daemon();
-        let entering = account.entering(&first, noop, &shim.binary);
-        let daemon = shim.daemon_with(&entering);
-        let mut containers = Vec::new();
-        for count in 0..IN_CGROUP {
-            let id = format!("c{count}");
-            containers.push(noop.container(&daemon, &id, &["sleep", "inf"]).run());
-            progress.step(count + 1, IN_CGROUP);
-        }
-        at_rest(&containers);
-        let each = account.kernel_kb() / IN_CGROUP as f64 - bare;
-        let figure = format!("kernel memory, {IN_CGROUP} idle");
-        part.set(&figure, "kB", &shim.name, each);
-        abandon(&daemon, &containers);
-        drop(daemon);
-        account.remove();
-    }
-}
-
-/// What an init alone costs.
-fn kernel_of_bare_inits(shims: &[Shim], noop: &Runtime) -> Option<f64> {
-    let account = Account::new("bare")?;
-    let daemon = shims[0].daemon();
-    let entering = account.entering(&daemon, noop, Path::new(&noop.program));
+    let progress = Progress::of("kernel memory");
+    let scripts = shims[0].daemon();
     let runtime = Runtime {
         name: "bare".into(),
-        program: entering.to_str().expect("UTF-8").into(),
+        program: bare
+            .entering(&scripts, noop, Path::new(&noop.program))
+            .to_str()
+            .expect("UTF-8")
+            .into(),
     };
-    let raw = Raw::new(&runtime, &daemon);
-    let mut inits = Vec::new();
-    for count in 0..IN_CGROUP {
-        let id = format!("c{count}");
-        let bundle = raw.bundle(&id, &["sleep", "inf"]);
-        inits.push(raw.create(&id, &bundle));
+    let raw = Raw::new(&runtime, &scripts);
+    let inits: Vec<i32> = (0..IN_CGROUP)
+        .map(|count| {
+            let id = format!("c{count}");
+            raw.create(&id, &raw.bundle(&id, &["sleep", "inf"]))
+        })
+        .collect();
+    let daemons = shims
+        .iter()
+        .zip(&accounts)
+        .map(|(shim, account)| shim.daemon_with(&account.entering(&scripts, noop, &shim.binary)));
+    let daemons: Vec<Daemon> = daemons.collect();
+    let mut groups: Vec<Group> = daemons.iter().map(Group::of).collect();
+    for (shim, group) in shims.iter().zip(&mut groups) {
+        progress.say(&shim.name);
+        (0..IN_CGROUP).for_each(|_| group.grow(noop, false));
     }
-    pause(SETTLE);
-    let each = account.kernel_kb() / IN_CGROUP as f64;
+    progress.say("rest");
+    pause(extent.settle);
+    let of_init = bare.kernel_kb();
+    for (shim, account) in shims.iter().zip(&accounts) {
+        let each = (account.kernel_kb() - of_init) / IN_CGROUP as f64;
+        let figure = format!("kernel memory, {IN_CGROUP} idle");
+        servers_part(results).set(&figure, "kB", &shim.name, each);
+    }
+    for group in &groups {
+        abandon(group.daemon, &group.containers);
+    }
     for init in inits {
         process::signal(init, Signal::SIGKILL);
         raw.wait(init);
     }
-    account.remove();
-    Some(each)
+    accounts.into_iter().chain([bare]).for_each(Account::remove);
 }
 
 /// A cgroup with an account of kernel memory.
@@ -254,7 +368,13 @@ impl Account {
 
     /// A script that runs `program` in this cgroup.
     fn entering(&self, daemon: &Daemon, noop: &Runtime, program: &Path) -> PathBuf {
-        let script = daemon.path("entering");
+        let name = self
+            .dir
+            .file_name()
+            .expect("a name")
+            .to_str()
+            .expect("UTF-8");
+        let script = daemon.path(name);
         let procs = self.dir.join("cgroup.procs");
         let (procs, program) = (procs.display(), program.display());
         let text = format!("#!{} enter\n{procs}\n{program}\n", noop.program);
@@ -286,6 +406,15 @@ struct Memory {
 }
 
 impl Memory {
+    /// Of the containers' servers, one each.
+    fn of(containers: &[Container]) -> Memory {
+        let mut memory = Memory::default();
+        for container in containers {
+            memory.add(container.shim_pid);
+        }
+        memory
+    }
+
     fn add(&mut self, pid: i32) {
         let of =
             |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).expect("read /proc");
@@ -323,34 +452,6 @@ fn field(text: &str, name: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let word = line.and_then(|line| line.split_whitespace().next());
     word.expect("a field").parse().expect("a number")
-}
-
-/// The memory of the containers' servers, once they rest.
-fn at_rest(containers: &[Container]) -> Memory {
-    pause(SETTLE);
-    let mut memory = Memory::default();
-    for container in containers {
-        memory.add(container.shim_pid);
-    }
-    memory
-}
-
-/// How often threads of the servers slept and were woken meanwhile.
-fn wakeups(containers: &[Container], meanwhile: Duration) -> f64 {
-    let count = || -> f64 {
-        let tasks = containers.iter().flat_map(|container| {
-            fs::read_dir(format!("/proc/{}/task", container.shim_pid)).expect("read /proc")
-        });
-        let status = tasks
-            .flatten()
-            .filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
-        status
-            .map(|status| field(&status, "voluntary_ctxt_switches:"))
-            .sum()
-    };
-    let before = count();
-    pause(meanwhile);
-    count() - before
 }
 
 /// Lets time pass, which is what is measured.

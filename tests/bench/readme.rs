@@ -31,7 +31,7 @@ const ROWS: [(&str, &str, &str); 18] = [
     ("servers", "kernel memory, 50 idle", "… kernel memory"),
     (
         "pods",
-        "private, each further container",
+        "private, each container from 10 to 100",
         "each further container of a pod, private",
     ),
     (

@@ -53,7 +53,7 @@ demo: ## see it run a container, beside containerd's own shim (root)
 fuzz: ## fuzz the parsers and the server, a minute each (FUZZ="--time 10 cli")
 	@hack/fuzz $(FUZZ)
 
-bench: ## measure the shim beside the others (root, half an hour; QUICK=1: 4 minutes)
+bench: ## measure the shim beside the others (root, half an hour; QUICK=1: 5 minutes)
 	@hack/bench
 
 install: ## install the built binary: PREFIX=/usr/local, DESTDIR=

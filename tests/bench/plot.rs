@@ -83,23 +83,32 @@ pub fn svg(title: &str, x_title: &str, series: &[Series]) -> String {
         bottom + 16.0
     )
     .unwrap();
-    for (at, series) in series.iter().enumerate() {
+    // Names beside the ends of their lines, each below the one above it.
+    let end = |series: &Series| {
+        series
+            .points
+            .last()
+            .map_or(HEIGHT / 2.0, |point| y_of(point.1))
+    };
+    let mut order: Vec<usize> = (0..series.len()).collect();
+    order.sort_by(|a, b| end(&series[*a]).total_cmp(&end(&series[*b])));
+    let mut above = 0.0;
+    for at in order {
+        let series = &series[at];
+        let name_at = (end(series) + 4.0).max(above + 14.0);
+        above = name_at;
         let colour = COLOURS[at % COLOURS.len()];
         let mut path = String::new();
         for (x, y) in &series.points {
             write!(path, "{:.1},{:.1} ", x_of(*x), y_of(*y)).unwrap();
         }
-        let end = series
-            .points
-            .last()
-            .map_or(HEIGHT / 2.0, |point| y_of(point.1));
         write!(
             text,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n\
              <text x=\"{}\" y=\"{:.1}\" fill=\"{colour}\">{}</text>\n",
             path.trim_end(),
             WIDTH - NAMES + 6.0,
-            end + 4.0,
+            name_at,
             series.name,
         )
         .unwrap();

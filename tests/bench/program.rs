@@ -1,4 +1,4 @@
-//! What the benchmark's containers run; `hack/bench-io` compiles it, static.
+//! What the benchmark's containers run; `hack/bench` compiles it, static.
 //!
 //! - `write BLOCK TOTAL`: writes so many bytes to stdout, in such blocks;
 //! - `read TOTAL`: reads so many from stdin, as fast as the kernel can.

@@ -1,31 +1,20 @@
-//! One measurement of what moving a container's stdio through a shim costs, for
-//! `hack/bench-io`: `PROGRAM SCENARIO MEGABYTES` prints MB/s and the shim's CPU seconds
-//! a GB. The harness of `tests/shim` plays containerd; see there for how to choose the
-//! shim. Neither this reader nor the container's program touches a byte twice.
-
-#![allow(
-    clippy::disallowed_methods,
-    reason = "this plays containerd, as the harness does"
-)]
+//! What moving a container's stdio through a shim costs: throughput, and the shim's CPU time.
+//! Neither the reader here nor the container's program (`program.rs`) touches a byte twice, so that
+//! the shim is what takes the time.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use harness::container::{Builder, Container};
-use harness::{Daemon, Stdio};
+use crate::harness::container::{Builder, Container};
+use crate::harness::{Daemon, Stdio};
+use crate::progress::Progress;
+use crate::results::Part;
+use crate::subject::{Shim, cpu_of};
 
-#[allow(dead_code, reason = "shared with the suite, which uses all of it")]
-#[path = "../shim/differences.rs"]
-mod differences;
-#[allow(dead_code, unused_imports, unused_macros, reason = "as above")]
-#[path = "../shim/harness/mod.rs"]
-mod harness;
-
-/// Passing it means "hangs".
-const PATIENCE: Duration = Duration::from_secs(300);
 /// What a reader that wants to be fast makes of its FIFO.
 const PIPE: i32 = 1 << 20;
 /// Where the program is in its container.
@@ -38,25 +27,58 @@ struct Cost {
     cpu: Duration,
 }
 
-fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let [program, scenario, megabytes] = &args[..] else {
-        panic!("PROGRAM SCENARIO MEGABYTES wanted");
-    };
-    let total = megabytes.parse::<usize>().expect("a number") << 20;
-    let api = *harness::apis().last().expect("a version of the Task API");
-    let daemon = Daemon::new(api, PATIENCE);
-    let cost = match scenario.as_str() {
-        "stdout" => output(&daemon, program, 1 << 20, total, drain),
-        "lines" => output(&daemon, program, 128, total, drain),
-        "client" => output(&daemon, program, 1 << 20, total, read_as_client),
-        "terminal" => terminal(&daemon, program, 128, total),
-        "stdin" => input(&daemon, program, total),
-        _ => panic!("no scenario {scenario}"),
-    };
-    let gigabytes = cost.bytes as f64 / 1e9;
-    let rate = gigabytes * 1e3 / cost.elapsed.as_secs_f64();
-    println!("{rate:.0} {:.4}", cost.cpu.as_secs_f64() / gigabytes);
+/// One measurement of a shim; `total` is in bytes.
+type Scenario = fn(&Daemon, &str, usize) -> Cost;
+
+/// Each with its title, and the part of the whole amount that it moves.
+const SCENARIOS: [(&str, usize, Scenario); 5] = [
+    (
+        "stdout, written 1 MiB at a time",
+        1,
+        |daemon, program, total| output(daemon, program, 1 << 20, total, drain),
+    ),
+    (
+        "stdout, read 32 KiB at a time, as containerd does",
+        1,
+        |daemon, program, total| output(daemon, program, 1 << 20, total, read_as_client),
+    ),
+    (
+        "stdout, written 128 bytes at a time",
+        16,
+        |daemon, program, total| output(daemon, program, 128, total, drain),
+    ),
+    (
+        "stdout of a terminal, written 128 bytes at a time",
+        64,
+        |daemon, program, total| terminal(daemon, program, 128, total),
+    ),
+    ("stdin, written 1 MiB at a time", 1, input),
+];
+
+/// Measures all shims in turns.
+pub fn measure(
+    part: &mut Part,
+    shims: &[Shim],
+    program: &Path,
+    megabytes: usize,
+    rounds: usize,
+    progress: &Progress,
+) {
+    let program = program.to_str().expect("UTF-8");
+    for round in 0..rounds {
+        for (title, share, scenario) in SCENARIOS {
+            progress.say(&format!("round {} of {rounds}, {title}", round + 1));
+            for shim in shims {
+                let cost = scenario(&shim.daemon(), program, (megabytes << 20) / share);
+                let gigabytes = cost.bytes as f64 / 1e9;
+                let rate = gigabytes * 1e3 / cost.elapsed.as_secs_f64();
+                part.add_with_tail(title, "MB/s", None, &shim.name, rate);
+                let cpu = cost.cpu.as_secs_f64() / gigabytes;
+                let figure = format!("… the shim's CPU for a GB: {title}");
+                part.add_with_tail(&figure, "s", None, &shim.name, cpu);
+            }
+        }
+    }
 }
 
 /// A container that writes, in blocks of that size, and what reads it to its end.
@@ -171,7 +193,7 @@ impl Start {
         container.start().expect("Start");
         Start {
             at: Instant::now(),
-            cpu: cpu(container.shim_pid),
+            cpu: cpu_of(container.shim_pid),
         }
     }
 
@@ -180,17 +202,7 @@ impl Start {
         Cost {
             bytes,
             elapsed: self.at.elapsed(),
-            cpu: cpu(container.shim_pid) - self.cpu,
+            cpu: cpu_of(container.shim_pid) - self.cpu,
         }
     }
-}
-
-/// The CPU time of all threads of a process, as the scheduler counts it.
-fn cpu(pid: i32) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("look at the shim");
-    let of = |task: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
-    };
-    Duration::from_nanos(tasks.flatten().filter_map(of).sum())
 }

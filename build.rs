@@ -19,6 +19,8 @@ fn main() {
         .pure()
         .include("protos")
         .input("protos/runtimeoptions.proto")
+        .input("protos/sandbox.proto")
+        .input("protos/podsandbox.proto")
         .customize(
             protobuf_codegen::Customize::default()
                 .gen_mod_rs(true)

@@ -19,6 +19,8 @@ pub mod machine;
 pub mod process;
 pub mod rpc;
 pub mod runtime;
+#[allow(dead_code, reason = "tests/faults has no sandboxes")]
+pub mod sandbox;
 pub mod seccomp;
 mod server;
 pub mod stdio;

@@ -166,7 +166,10 @@ impl Services {
         let _cancelled_with_this_future = CancelOnDrop::new(&cancel);
         let answer = in_own_task(answer, &call.method).await?;
         // The client is there to take it.
-        self.task_service.answered(call);
+        match &self.sandbox_service {
+            Some(service) if call.service == SANDBOX_SERVICE => service.answered(call),
+            _ => self.task_service.answered(call),
+        }
         Ok(answer)
     }
 

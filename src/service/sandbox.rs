@@ -13,6 +13,7 @@ use super::{Answer, Work};
 use crate::cancel::Cancel;
 use crate::cgroup;
 use crate::error::{Error, Kind, Result};
+use crate::local;
 use crate::proto::sandbox::{
     CreateSandboxRequest, Metric, Platform, PlatformResponse, SandboxMetricsResponse,
     SandboxRequest, SandboxStatusRequest, SandboxStatusResponse, StartSandboxResponse,
@@ -61,7 +62,7 @@ impl SandboxService {
             "CreateSandbox" => later(payload, |r| self.create(r)),
             "StartSandbox" => later(payload, |r| self.start(r, cancel)),
             "StopSandbox" => later(payload, |r| self.stop(r)),
-            "ShutdownSandbox" => later(payload, |r| self.shut_down(r)),
+            "ShutdownSandbox" => later(payload, |r| self.shut_down(r, cancel)),
             method => Err(Error::new(Kind::Unimplemented, format!("method {method}"))),
         }
     }
@@ -179,14 +180,26 @@ impl SandboxService {
         Ok(Empty::new())
     }
 
-    async fn shut_down(self: Rc<Self>, request: SandboxRequest) -> Result<Empty> {
+    async fn shut_down(self: Rc<Self>, request: SandboxRequest, cancel: Cancel) -> Result<Empty> {
         // After a Create that has failed there is none, but the server has to end.
         if request.sandbox_id != self.sandbox.id() {
             return Err(Error::not_found(format!("sandbox {}", request.sandbox_id)));
         }
         let removed = self.sandbox.shut_down().await;
-        self.lifetime.end();
+        // If the client has left, or this is an error: `answered` is not called.
+        let lifetime = self.lifetime.clone();
+        local::spawn(async move {
+            cancel.expired().await;
+            lifetime.end();
+        });
         removed.map(|()| Empty::new())
+    }
+
+    /// A call that changed something has succeeded, and its answer is about to be written.
+    pub fn answered(&self, call: &Call) {
+        if call.method == "ShutdownSandbox" {
+            self.lifetime.end();
+        }
     }
 
     /// As much of a specification as NRI's plugins see of a pause container's: annotations,

@@ -1082,6 +1082,11 @@ const TABLE: &[Difference] = &[
     ),
     fails(
         GO,
+        "client_leaves_after_it_asked_for_the_shutdown_of_a_sandbox",
+        SANDBOX,
+    ),
+    fails(
+        GO,
         "containers_share_the_namespaces_of_their_sandbox",
         SANDBOX,
     ),

@@ -195,6 +195,17 @@ cases! {
         assert_eq!(pod.shim_exit(), 0);
     }
 
+    fn client_leaves_after_it_asked_for_the_shutdown_of_a_sandbox(d) {
+        let pod = d.pod("pod", &config());
+        let other = rpc::Connection::open(&pod.started.address, d.hang_timeout).unwrap();
+        let _shutdown: rpc::Pending<containerd_shim_rs_v2::proto::Empty> = pod.pending("ShutdownSandbox");
+        pod.connection.close();
+        d.eventually("the server ends", || pod.task().over(&other).connect().is_err());
+        assert_eq!(pod.shim_exit(), 0);
+        pod.delete();
+        pod.assert_gone();
+    }
+
     fn containers_share_the_namespaces_of_their_sandbox(d) {
         let pod = d.pod("pod", &config());
         let [a, b] = ["a", "b"].map(|id| pod.container(id, "sleep inf").in_sandbox(&pod));

@@ -154,10 +154,16 @@ fn bind_program(target: &Path) -> Result<()> {
     mount(none, target, none, read_only, none).context(what)
 }
 
-/// This program's file: the mount that it was executed from is not in this mount namespace.
+/// This program's file, by its path: the mount that it was executed from is not in this mount
+/// namespace. After an upgrade it is the new one.
 fn program() -> Result<PathBuf> {
     const EXECUTABLE: &str = "/proc/self/exe";
-    fs::read_link(EXECUTABLE).context(|| format!("read {EXECUTABLE}"))
+    let path = fs::read_link(EXECUTABLE).context(|| format!("read {EXECUTABLE}"))?;
+    let text = path.to_string_lossy();
+    Ok(match text.strip_suffix(" (deleted)") {
+        Some(old) if !path.exists() => old.into(),
+        _ => path,
+    })
 }
 
 /// The second execution: gives up all privileges, reports that it is ready, and reaps.

@@ -13,10 +13,12 @@ mod record;
 mod state;
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, Notify};
+use tokio::time::timeout;
 
 pub use config::{Config, Dns, Metadata, Mode};
 pub use record::{Member, Record};
@@ -35,6 +37,12 @@ use state::{Op, Refusal, step};
 
 /// The name of containerd's directory for bundles of sandboxes.
 const BUNDLES: &str = "io.containerd.sandbox.controller.v1.shim";
+
+/// How long making or removing the files, or writing the record, may take: a file system may hang.
+const FILES_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a pod's init that was killed may take to exit.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether `bundle` is a sandbox's: containerd made it for a sandbox, without a `config.json`.
 pub fn is_sandbox(bundle: &Bundle) -> bool {
@@ -58,7 +66,9 @@ pub struct Sandbox {
     holder: RefCell<Option<Holder>>,
     created_at: Cell<Option<SystemTime>>,
     exit: Cell<Option<Exit>>,
-    /// Notified of each change of the state.
+    /// Of the pod's init.
+    init_exit: Cell<Option<Exit>>,
+    /// Notified of each change of the state, and of the init's exit.
     changed: Notify,
     /// The start that is under way; Stop and Shutdown cut it short.
     starting: RefCell<Option<Cancel>>,
@@ -100,6 +110,7 @@ impl Sandbox {
             holder: RefCell::default(),
             created_at: Cell::default(),
             exit: Cell::default(),
+            init_exit: Cell::default(),
             changed: Notify::new(),
             starting: RefCell::default(),
             turn: Mutex::new(()),
@@ -156,13 +167,12 @@ impl Sandbox {
         let _turn = self.turn.lock().await;
         self.may(Op::Start)?;
         self.starting.replace(Some(cancel.clone()));
-        let made = cancel.unless(self.make()).await;
+        let made = self.make(cancel).await;
         self.starting.replace(None);
-        let made = made.unwrap_or_else(|cause| Err(Error::from(cause)));
         let (holder, exited) = match made {
             Ok(made) => made,
             Err(error) => {
-                let undone = self.unmake().await;
+                let undone = self.remove_files().await;
                 undone.unwrap_or_else(|e| log::error!(id = self.id; "undo start of sandbox: {e}"));
                 return Err(error.within(format_args!("start sandbox {}", self.id)));
             }
@@ -177,17 +187,20 @@ impl Sandbox {
         Ok(())
     }
 
-    async fn make(&self) -> Result<(Holder, Option<Exited>)> {
+    /// Only the namespaces can be cut short: what makes files goes on, and undoing would race
+    /// with it.
+    async fn make(&self, cancel: &Cancel) -> Result<(Holder, Option<Exited>)> {
         let (bundle, id) = (self.bundle.clone(), self.id.clone());
         let config = self.config.borrow().clone();
-        let dirs = blocking::run(move || files::Dirs::of(&bundle, &id)).await??;
+        let dirs = bounded(blocking::run(move || files::Dirs::of(&bundle, &id))).await?;
         self.record.borrow_mut().dirs = dirs;
         self.write_record().await?;
         self.make_files(&config).await?;
-        let (holder, exited) = Holder::new(&config, &self.bundle.rootfs(), &self.reaper).await?;
+        let rootfs = self.bundle.rootfs();
+        let made = cancel.unless(Holder::new(&config, &rootfs, &self.reaper));
+        let (holder, exited) = made.await??;
         self.record.borrow_mut().init = holder.init_pid().and_then(Init::of);
-        let written = self.write_record().await;
-        if let Err(error) = written {
+        if let Err(error) = self.write_record().await {
             holder.end().await;
             return Err(error);
         }
@@ -196,17 +209,22 @@ impl Sandbox {
 
     async fn make_files(&self, config: &Rc<Config>) -> Result<()> {
         let (dirs, config) = (self.record.borrow().dirs.clone(), (**config).clone());
-        blocking::run(move || dirs.make(&config)).await?
+        let made = bounded(blocking::run(move || dirs.make(&config))).await;
+        made.map_err(|e| e.within("make its files"))
     }
 
-    /// Removes its files.
-    async fn unmake(&self) -> Result<()> {
+    async fn remove_files(&self) -> Result<()> {
         let dirs = self.record.borrow().dirs.clone();
-        blocking::run_always(move || dirs.remove()).await?
+        let removed = bounded(blocking::run_always(move || dirs.remove())).await;
+        removed.map_err(|e| e.within("remove the files of the sandbox"))
     }
 
-    /// Makes those of its files again that a containerd has removed that was restarted.
+    /// Makes those of its files again that a containerd has removed that was restarted. Not
+    /// while another call makes or removes them.
     pub async fn heal(&self) -> Result<()> {
+        let Ok(_turn) = self.turn.try_lock() else {
+            return Ok(());
+        };
         if self.state.get() != State::Ready {
             return Ok(());
         }
@@ -217,6 +235,8 @@ impl Sandbox {
     /// Waits for the exit of its init, which ends the sandbox.
     async fn watch(self: Rc<Self>, exited: Exited) {
         let exit = exited.await;
+        self.init_exit.set(Some(exit));
+        self.changed.notify_waiters();
         let _turn = self.turn.lock().await;
         if self.state.get() == State::Ready {
             log::warn!(status = exit.status, id = self.id; "sandbox: the pod's init has exited");
@@ -240,7 +260,7 @@ impl Sandbox {
         self.cancel_start();
         let _turn = self.turn.lock().await;
         self.end(Op::Shutdown).await?;
-        self.unmake().await
+        self.remove_files().await
     }
 
     fn cancel_start(&self) {
@@ -252,7 +272,13 @@ impl Sandbox {
     async fn end(&self, op: Op) -> Result<()> {
         let holder = self.holder.replace(None);
         if let Some(holder) = holder {
+            let init = holder.init_pid();
             holder.end().await;
+            if let Some(pid) = init
+                && timeout(EXIT_TIMEOUT, self.init_exited()).await.is_err()
+            {
+                log::error!(pid, id = self.id; "end the pod's init: not done within {EXIT_TIMEOUT:?}");
+            }
         }
         if self.exit.get().is_none() {
             let at = SystemTime::now();
@@ -260,6 +286,16 @@ impl Sandbox {
             log::info!(id = self.id; "sandbox stopped");
         }
         self.change(op)
+    }
+
+    async fn init_exited(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.init_exit.get().is_some() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Waits for its end.
@@ -301,17 +337,17 @@ impl Sandbox {
     pub async fn admit(&self, id: &str, bundle: &Bundle, options: &Options) -> Result<()> {
         self.may(Op::AddContainer)?;
         let read = bundle.clone();
-        let spec = blocking::run(move || read.spec()).await??;
+        let spec = bounded(blocking::run(move || read.spec())).await?;
         let member = Member {
             bundle: bundle.path().to_owned(),
             cgroups_path: spec.linux.cgroups_path,
             options: options.clone(),
         };
-        let members = |record: &mut Record| record.members.insert(id.to_owned(), member);
         // One of this ID that exists already stays on record.
-        if !self.record.borrow().members.contains_key(id) {
-            members(&mut self.record.borrow_mut());
-        }
+        let put = |record: &mut Record| {
+            record.members.entry(id.to_owned()).or_insert(member);
+        };
+        put(&mut self.record.borrow_mut());
         self.write_record().await
     }
 
@@ -326,6 +362,14 @@ impl Sandbox {
     async fn write_record(&self) -> Result<()> {
         let _writing = self.writing.lock().await;
         let (record, bundle) = (self.record.borrow().clone(), self.bundle.clone());
-        blocking::run_always(move || record.write(&bundle)).await?
+        bounded(blocking::run_always(move || record.write(&bundle))).await
+    }
+}
+
+/// Work on files, for as long as it may take.
+async fn bounded<T>(work: impl Future<Output = Result<Result<T>>>) -> Result<T> {
+    match timeout(FILES_TIMEOUT, work).await {
+        Ok(done) => done?,
+        Err(_) => Err(Error::from(Cause::TimedOut(FILES_TIMEOUT))),
     }
 }

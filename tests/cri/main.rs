@@ -157,6 +157,7 @@ mod containerd_2 {
             init_of_a_pod_is_killed
             pod_that_cannot_be_started
             fifty_pods_at_once
+            pods_without_pause_take_less_time
         }
     }
 }

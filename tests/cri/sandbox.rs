@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -224,4 +225,108 @@ pub fn fifty_pods_at_once(cri: &Cri) {
     });
     world::until("a server a pod", || world::shims().len() == 50);
     assert!(pods.iter().all(|pod| is_ready(cri, pod)));
+}
+
+/// How often each pod is run and removed to compare them; 30 with `HEAVY=1`.
+fn rounds() -> usize {
+    if world::is_heavy() { 30 } else { 7 }
+}
+
+/// The milliseconds that RunPodSandbox, StopPodSandbox and RemovePodSandbox take.
+fn times(cri: &Cri, name: &str) -> [f64; 3] {
+    let mut begin = Instant::now();
+    let mut lap = || {
+        let time = begin.elapsed().as_secs_f64() * 1e3;
+        begin = Instant::now();
+        time
+    };
+    let pod = cri.run_pod(name);
+    let run = lap();
+    pod.stop();
+    let stop = lap();
+    pod.remove();
+    [run, stop, lap()]
+}
+
+/// The medians of what several rounds took, and of their sums.
+fn medians(mut rounds: Vec<[f64; 3]>) -> [f64; 4] {
+    let mut median = |value: fn(&[f64; 3]) -> f64| {
+        rounds.sort_by(|a, b| value(a).total_cmp(&value(b)));
+        value(&rounds[rounds.len() / 2])
+    };
+    let sum: fn(&[f64; 3]) -> f64 = |times| times.iter().sum();
+    [
+        median(|times| times[0]),
+        median(|times| times[1]),
+        median(|times| times[2]),
+        median(sum),
+    ]
+}
+
+/// The private memory of a process, in kB.
+fn private_memory(pid: i32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let sizes = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    sizes.sum()
+}
+
+/// The kB of all processes of one pod that is at rest, and how many there are.
+fn memory(cri: &Cri, name: &str, pid: NamespaceMode) -> (u64, usize) {
+    let before: Vec<i32> = world::processes().iter().map(|(pid, _)| *pid).collect();
+    let pod = cri.run_pod_with(name, namespaces(|namespaces| namespaces.pid = pid as i32));
+    let added = || {
+        let processes = world::processes().into_iter().map(|(pid, _)| pid);
+        let added = processes
+            .filter(|pid| !before.contains(pid))
+            .collect::<Vec<_>>();
+        (
+            added.iter().map(|pid| private_memory(*pid)).sum(),
+            added.len(),
+        )
+    };
+    // It gives memory back a moment after the last request.
+    let mut last = (0, 0);
+    let mut same = 0;
+    world::until("the pod to be at rest", || {
+        let now = added();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+        same == 50
+    });
+    pod.stop();
+    pod.remove();
+    last
+}
+
+/// Writes the figures to `target/tmp/pods.txt`.
+pub fn pods_without_pause_take_less_time(cri: &Cri) {
+    let with_pause = Cri::new("2", "rs");
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for round in 0..=rounds() {
+        let times = [
+            times(cri, &format!("without-{round}")),
+            times(&with_pause, &format!("with-{round}")),
+        ];
+        // In the first round files are read.
+        if round > 0 {
+            without.push(times[0]);
+            with.push(times[1]);
+        }
+    }
+    let (without, with) = (medians(without), medians(with));
+    let mut text = format!(
+        "ms: run, stop, remove, all three\nwithout pause {without:.1?}\nwith pause {with:.1?}\nratio {:.2}\n",
+        without[3] / with[3]
+    );
+    for (name, cri, pid) in [
+        ("without", cri, NamespaceMode::Container),
+        ("without-pids", cri, NamespaceMode::Pod),
+        ("with", &with_pause, NamespaceMode::Container),
+    ] {
+        let (kb, processes) = memory(cri, &format!("memory-{name}"), pid);
+        text += &format!("{name}: {kb} kB private, {processes} processes\n");
+    }
+    fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/pods.txt"), &text).expect("write figures");
+    assert!(without[3] < with[3], "{text}");
 }

@@ -263,10 +263,12 @@ fn medians(mut rounds: Vec<[f64; 3]>) -> [f64; 4] {
     ]
 }
 
-/// The private memory of a process, in kB.
+/// The memory that a process has for itself, in kB; not its program, which others have, too.
 fn private_memory(pid: i32) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let private = rollup
+        .lines()
+        .filter(|line| line.starts_with("Private_Dirty:"));
     let sizes = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     sizes.sum()
 }

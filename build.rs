@@ -24,7 +24,7 @@ fn main() {
         .customize(
             protobuf_codegen::Customize::default()
                 .gen_mod_rs(true)
-                .lite_runtime(false),
+                .lite_runtime(true),
         )
         .cargo_out_dir("protos")
         .run_from_script();

@@ -19,10 +19,12 @@ fn main() {
         .pure()
         .include("protos")
         .input("protos/runtimeoptions.proto")
+        .input("protos/sandbox.proto")
+        .input("protos/podsandbox.proto")
         .customize(
             protobuf_codegen::Customize::default()
                 .gen_mod_rs(true)
-                .lite_runtime(false),
+                .lite_runtime(true),
         )
         .cargo_out_dir("protos")
         .run_from_script();

@@ -198,7 +198,7 @@ impl Bundle {
     }
 
     /// The text of file `name`; None when it is missing.
-    fn read(&self, name: &str) -> Result<Option<String>> {
+    pub fn read(&self, name: &str) -> Result<Option<String>> {
         let path = self.0.join(name);
         match fs::read_to_string(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -209,7 +209,7 @@ impl Bundle {
     }
 
     /// Puts a whole file `name` in place of any older one.
-    fn write(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+    pub fn write(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
         let path = self.0.join(name);
         let new = self.0.join(format!(".{name}.{}", std::process::id()));
         let write = || {

@@ -10,6 +10,9 @@
 //! What is in the container's cgroup is killed before the runtime is asked, which may hang;
 //! a cgroup that it made and has no state of, or that it leaves, is removed.
 //!
+//! Of a sandbox everything goes that its record names: the containers above all, whose bundles
+//! containerd may have removed without a call.
+//!
 //! Lacks on purpose: a search for processes outside of the cgroup. Without the runtime's
 //! state there are none.
 
@@ -21,17 +24,20 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
+use crate::blocking;
 use crate::bundle::Bundle;
 use crate::cancel::{Cancel, Cause};
 use crate::cgroup::{self, Plan, Planned};
 use crate::cli::Flags;
 use crate::error::{Context, Error, Kind, Result};
+use crate::local;
 use crate::mount;
 use crate::options::Options;
 use crate::proto::task::DeleteResponse;
 use crate::proto::{Message, Timestamp};
 use crate::reaper::Reaper;
 use crate::runtime::{DELETE_PAUSE, Runtime};
+use crate::sandbox::{Member, Record};
 use crate::socket;
 
 /// How long everything may take: after 5 s containerd kills this process.
@@ -103,8 +109,26 @@ fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> Res
     let init = pid.map(|pid| Init::of(flags, bundle, pid));
     let reaper = Reaper::new();
     let steps = async {
-        let deleted = delete_container(flags, bundle, &reaper, init.as_ref(), end).await;
+        let (options, broken) = options(bundle);
+        broken.unwrap_or_else(&mut *warn);
+        let spec = bundle.spec().ok();
+        let container = Container {
+            id: &flags.id,
+            namespace: &flags.namespace,
+            bundle,
+            options,
+            cgroups_path: spec.map(|spec| spec.linux.cgroups_path),
+        };
+        let deleted = container.delete(&reaper, init.as_ref(), end).await;
         deleted.unwrap_or_else(&mut *warn);
+        match Record::read(bundle) {
+            Ok(None) => {}
+            Ok(Some(record)) => {
+                let failures = delete_sandbox(record, flags, bundle, &reaper, end).await;
+                failures.into_iter().for_each(&mut *warn);
+            }
+            Err(error) => warn(error),
+        }
         let limit = end.saturating_duration_since(Instant::now() + TIME_AFTER_UNMOUNT);
         let unmounted = mount::unmount_or_detach(&bundle.rootfs(), limit).await;
         unmounted.unwrap_or_else(&mut *warn);
@@ -120,17 +144,10 @@ fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> Res
     Ok(pid.unwrap_or_default() as u32)
 }
 
-/// Kills the container, has the runtime forget it, if that knows it, and removes its cgroup.
-async fn delete_container(
-    flags: &Flags,
-    bundle: &Bundle,
-    reaper: &Reaper,
-    init: Option<&Init>,
-    end: Instant,
-) -> Result<()> {
-    // Broken options are reported below; the container is most likely where the
-    // defaults say.
-    let (options, broken) = match bundle.options() {
+/// The options in `bundle`, or if they are broken those by which the container is most likely
+/// to be found, and the error.
+fn options(bundle: &Bundle) -> (Options, Result<()>) {
+    match bundle.options() {
         Ok(options) => (options, Ok(())),
         Err(error) => {
             let mut options = Options::default();
@@ -138,39 +155,122 @@ async fn delete_container(
             options.systemd_cgroup = cgroup::is_systemds(&options, &path);
             (options, Err(error))
         }
-    };
-    // The runtime needs a directory even if the bundle is gone.
-    let place = match (bundle.path().is_dir(), bundle.path().parent()) {
-        (false, Some(parent)) => parent,
-        _ => bundle.path(),
-    };
-    let runtime = Runtime::new(reaper.clone(), &options, &flags.namespace, place);
-    let is_known = runtime.state_dir(&flags.id).exists();
-    let cgroup = planned_cgroup(flags, bundle, &options);
-    if !is_known && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists()) {
-        return broken;
     }
-    let killed = match &cgroup {
-        Some(cgroup) => cgroup.kill(CGROUP_LIMIT).await,
-        None => Ok(()),
-    };
-    if let Some(cgroup) = &cgroup {
-        cgroup.remove_below(REMOVE_LIMIT).await;
+}
+
+/// A container that a server has left.
+struct Container<'a> {
+    id: &'a str,
+    namespace: &'a str,
+    bundle: &'a Bundle,
+    options: Options,
+    /// As `config.json` has it; `None` when that is gone or broken.
+    cgroups_path: Option<String>,
+}
+
+impl Container<'_> {
+    /// Kills it, has the runtime forget it, if that knows it, and removes its cgroup.
+    async fn delete(&self, reaper: &Reaper, init: Option<&Init>, end: Instant) -> Result<()> {
+        // The runtime needs a directory even if the bundle is gone.
+        let place = match (self.bundle.path().is_dir(), self.bundle.path().parent()) {
+            (false, Some(parent)) => parent,
+            _ => self.bundle.path(),
+        };
+        let runtime = Runtime::new(reaper.clone(), &self.options, self.namespace, place);
+        let is_known = runtime.state_dir(self.id).exists();
+        let cgroup = self.planned_cgroup();
+        if !is_known && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists()) {
+            return Ok(());
+        }
+        let killed = match &cgroup {
+            Some(cgroup) => cgroup.kill(CGROUP_LIMIT).await,
+            None => Ok(()),
+        };
+        if let Some(cgroup) = &cgroup {
+            cgroup.remove_below(REMOVE_LIMIT).await;
+        }
+        let deleted = match is_known {
+            true => delete_by_runtime(&runtime, self.id, init, end).await,
+            false => Ok(()),
+        };
+        // What the runtime has made meanwhile, too.
+        let removed = match self.planned_cgroup() {
+            Some(cgroup) => cgroup.remove(REMOVE_LIMIT).await,
+            None => Ok(()),
+        };
+        deleted
+            .and(killed)
+            .and(removed)
+            .map_err(|e| e.within(format!("delete container {}", self.id)))
     }
-    let deleted = match is_known {
-        true => delete_by_runtime(&runtime, &flags.id, init, end).await,
-        false => Ok(()),
+
+    /// The cgroup that `config.json` asks for.
+    fn planned_cgroup(&self) -> Option<Planned> {
+        let plan = Plan::new(self.id, self.cgroups_path.as_deref()?, &self.options);
+        Planned::find(plan)
+            .inspect_err(|e| log::warn!(id = self.id; "find the container's cgroup: {e}"))
+            .ok()
+    }
+}
+
+/// Deletes what a sandbox consists of: its containers, whose bundles may be gone, the pod's
+/// init, and the files. Answers what failed.
+async fn delete_sandbox(
+    record: Record,
+    flags: &Flags,
+    bundle: &Bundle,
+    reaper: &Reaper,
+    end: Instant,
+) -> Vec<Error> {
+    let killed = record.init.as_ref().map_or(Ok(()), |init| init.kill());
+    let delete = |(id, member): (String, Member)| {
+        let (reaper, namespace) = (reaper.clone(), flags.namespace.clone());
+        local::spawn(async move { delete_member(&id, &namespace, member, &reaper, end).await })
     };
-    // What the runtime has made meanwhile, too.
-    let removed = match planned_cgroup(flags, bundle, &options) {
-        Some(cgroup) => cgroup.remove(REMOVE_LIMIT).await,
-        None => Ok(()),
+    let members: Vec<_> = record.members.into_iter().map(delete).collect();
+    let mut failures = Vec::from_iter(killed.err());
+    for member in members {
+        let deleted = member.await.context(|| "delete a container of the sandbox");
+        failures.extend(deleted.unwrap_or_else(|error| vec![error]));
+    }
+    let dirs = record.dirs;
+    let removing = blocking::run_always(move || dirs.remove());
+    let limit = end.saturating_duration_since(Instant::now());
+    let removed = timeout(limit, removing).await;
+    let removed = removed.unwrap_or_else(|_| Err(Error::from(Cause::TimedOut(limit))));
+    let removed = removed.and_then(|removed| removed);
+    failures.extend(removed.err().map(|e| {
+        let path = bundle.path().display();
+        e.within(format_args!("remove the files of the sandbox in {path}"))
+    }));
+    failures
+}
+
+/// Deletes a container of a sandbox. Answers what failed.
+async fn delete_member(
+    id: &str,
+    namespace: &str,
+    member: Member,
+    reaper: &Reaper,
+    end: Instant,
+) -> Vec<Error> {
+    let bundle = Bundle::at(member.bundle);
+    let container = Container {
+        id,
+        namespace,
+        bundle: &bundle,
+        options: member.options,
+        cgroups_path: Some(member.cgroups_path),
     };
-    deleted
-        .and(killed)
-        .and(removed)
-        .map_err(|e| e.within(format!("delete container {}", flags.id)))
-        .and(broken)
+    let pid = bundle.init_pid().ok().flatten();
+    let init = pid.map(|pid| Init {
+        cgroups_path: container.cgroups_path.clone().unwrap_or_default(),
+        ..Init::new(id, pid)
+    });
+    let deleted = container.delete(reaper, init.as_ref(), end).await;
+    let limit = end.saturating_duration_since(Instant::now() + TIME_AFTER_UNMOUNT);
+    let unmounted = mount::unmount_or_detach(&bundle.rootfs(), limit).await;
+    deleted.err().into_iter().chain(unmounted.err()).collect()
 }
 
 /// Has the runtime kill and forget container `id`. State that it cannot read is removed.
@@ -217,15 +317,6 @@ async fn delete_by_runtime(
     }
 }
 
-/// The cgroup that `config.json` asks for; `None` when that is gone or broken.
-fn planned_cgroup(flags: &Flags, bundle: &Bundle, options: &Options) -> Option<Planned> {
-    let spec = bundle.spec().ok()?;
-    let plan = Plan::new(&flags.id, &spec.linux.cgroups_path, options);
-    Planned::find(plan)
-        .inspect_err(|e| log::warn!(id = flags.id; "find the container's cgroup: {e}"))
-        .ok()
-}
-
 /// The container's first process, as the bundle describes it.
 struct Init {
     pid: i32,
@@ -239,10 +330,17 @@ struct Init {
 impl Init {
     fn of(flags: &Flags, bundle: &Bundle, pid: i32) -> Init {
         Init {
+            cgroups_path: bundle.spec().unwrap_or_default().linux.cgroups_path,
+            ..Init::new(&flags.id, pid)
+        }
+    }
+
+    fn new(id: &str, pid: i32) -> Init {
+        Init {
             pid,
             proc: PathBuf::from(format!("/proc/{pid}")),
-            id: flags.id.clone(),
-            cgroups_path: bundle.spec().unwrap_or_default().linux.cgroups_path,
+            id: id.to_owned(),
+            cgroups_path: String::new(),
         }
     }
 

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod check;
 pub mod delete;
 pub mod info;
+pub mod pod_init;
 pub mod probe;
 pub mod ps;
 pub mod servers;
@@ -19,6 +20,7 @@ pub mod start;
 pub mod serve;
 pub mod ttrpc;
 
+pub mod sandbox;
 pub mod service;
 pub mod task;
 

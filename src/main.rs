@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use containerd_shim_rs_v2::cli::{self, Action};
 use containerd_shim_rs_v2::error::{Context, Error, Result};
 use containerd_shim_rs_v2::{
-    COMPILER, NAME, REVISION, TARGET, VERSION, check, delete, info, log, ps, serve, start, sys,
+    COMPILER, NAME, REVISION, TARGET, VERSION, check, delete, info, log, pod_init, ps, serve,
+    start, sys,
 };
 
 /// How much containerd may send on standard input, in bytes.
@@ -36,6 +37,15 @@ fn is_quoted(args: &[OsString]) -> bool {
 }
 
 fn run(program: &OsStr, args: &[OsString]) -> Result<()> {
+    // The server of a sandbox has cleared the way for it: none of what follows is needed, and in
+    // its own root there is no /proc.
+    match args {
+        [action] if action == pod_init::ACTION => return pod_init::run(),
+        [action, place] if action == pod_init::ACTION && place == pod_init::IN_ROOT => {
+            return pod_init::run_in_root();
+        }
+        _ => {}
+    }
     sys::fd::close_on_exec_from(3).context(|| "set close-on-exec on inherited descriptors")?;
     // `pkill -USR1 containerd` also matches this program's name.
     sys::process::outlive_signals().context(|| "catch signals")?;

@@ -71,7 +71,7 @@ impl OomWatch {
     /// that is seen (from a local task): once for kills that come together. Kills from
     /// before, of a cgroup that is as old as the container, count too.
     ///
-    /// Needs a `LocalSet`. An error without a memory controller.
+    /// Needs an event loop with local tasks. An error without a memory controller.
     pub fn start(cgroup: &Cgroup, on_oom: impl Fn() + 'static) -> Result<OomWatch> {
         let dir = cgroup
             .memory()

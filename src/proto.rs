@@ -45,6 +45,12 @@ pub use protobuf::{EnumOrUnknown, Message, MessageField, SpecialFields, UnknownV
 /// `runtimeoptions.v1.Options`.
 pub use generated::runtimeoptions;
 
+/// `containerd.runtime.sandbox.v1`: the messages of the Sandbox service.
+pub use generated::sandbox;
+
+/// `runtime.v1`: `PodSandboxConfig`.
+pub use generated::podsandbox;
+
 /// How many fields one message may have, with those of the messages in it: decoding can turn
 /// an encoded field of two bytes into a hundred bytes and more. containerd sends a few dozen.
 pub const MAX_FIELDS: usize = 8192;

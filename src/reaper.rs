@@ -16,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::pin::{Pin, pin};
 use std::process::Command;
@@ -255,6 +256,19 @@ impl Reaper {
         Ok(self.spawned(pid, Some(executed)))
     }
 
+    /// As [`Reaper::spawn_lasting`], for process 1 of a new pid namespace, in `namespaces`.
+    pub fn spawn_init(
+        &self,
+        mut command: Command,
+        namespaces: Vec<OwnedFd>,
+    ) -> io::Result<Spawned> {
+        process::join_namespaces(&mut command, namespaces);
+        process::restore_descriptor_limit(&mut command);
+        command.process_group(0);
+        let (pid, executed) = process::fork_exec_in_new_pids(command)?;
+        Ok(self.spawned(pid, Some(executed)))
+    }
+
     fn spawned(&self, pid: i32, executed: Option<process::ExecResult>) -> Spawned {
         let (child, exited) = self.register(pid);
         Spawned {
@@ -386,6 +400,20 @@ pub fn signal_if(pid: i32, signal: i32, is_meant: impl FnOnce() -> bool) -> io::
     match send() {
         Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(false),
         outcome => outcome,
+    }
+}
+
+/// Reaps all children, for ever, and has no signal do anything: an init's life. Without an event
+/// loop, and without descriptors.
+pub fn reap_for_ever() -> nix::Result<std::convert::Infallible> {
+    use nix::sys::signal::SigSet;
+    SigSet::all().thread_block()?;
+    let mut child = SigSet::empty();
+    child.add(nix::sys::signal::Signal::SIGCHLD);
+    loop {
+        // An error: there is no child now.
+        while let Ok(Some(_)) = process::reap(-1) {}
+        child.wait()?;
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! It ends for five reasons only: Shutdown without a container, half a minute without client
 //! and container, ten seconds without a container after it had one, SIGTERM, SIGINT. After
-//! SIGTERM and SIGINT the containers keep running. On SIGUSR1 it logs its state.
+//! SIGTERM and SIGINT the containers keep running. On SIGUSR1 it logs its state. The server of
+//! a sandbox ends only after ShutdownSandbox, once there was a sandbox, and by these signals.
 
 use std::future::Future;
 use std::io;
@@ -21,6 +22,7 @@ use crate::error::{Context, Error, Result};
 use crate::events::Events;
 use crate::local;
 use crate::reaper::Reaper;
+use crate::sandbox::{self, Sandbox};
 use crate::service::Services;
 use crate::socket::{self, Claim};
 use crate::stdio;
@@ -56,8 +58,10 @@ pub fn run(flags: &Flags) -> Result<()> {
         log::warn!("raise the soft limit of open files to the hard limit: {error}");
     }
     let reaper = Reaper::new();
+    let sandbox = sandbox::is_sandbox(&bundle)
+        .then(|| Rc::new(Sandbox::new(&flags.id, bundle, reaper.clone())));
     reaper
-        .block_on(serve(flags, listener, reaper.clone()))
+        .block_on(serve(flags, listener, reaper.clone(), sandbox))
         .context(|| "start the event loop")?
 }
 
@@ -77,7 +81,12 @@ fn listener(path: &str) -> Result<UnixListener> {
     }
 }
 
-async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<()> {
+async fn serve(
+    flags: &Flags,
+    listener: UnixListener,
+    reaper: Reaper,
+    sandbox: Option<Rc<Sandbox>>,
+) -> Result<()> {
     let signals = Signals::listen(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1])
         .context(|| "listen for signals")?;
 
@@ -90,7 +99,7 @@ async fn serve(flags: &Flags, listener: UnixListener, reaper: Reaper) -> Result<
         namespace: flags.namespace.clone(),
         stats_budget: Default::default(),
     });
-    let services = Services::new(tasks);
+    let services = Services::new(tasks, sandbox);
     let server = services.endpoint(listener)?;
     local::spawn(server.clone().run());
     local::spawn(release_memory_when_idle(services.clone()));

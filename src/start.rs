@@ -26,6 +26,7 @@ use crate::probe::{self, Version};
 use crate::proto::bootstrap::{BootstrapParams, BootstrapResult};
 use crate::proto::{Any, Message};
 use crate::reaper::{Child, Reaper, Spawned};
+use crate::sandbox;
 use crate::socket::{self, Claim};
 use crate::sys::process;
 
@@ -64,14 +65,27 @@ pub(crate) struct Request {
 /// what containerd sent on stdin, the reply goes to `output`.
 #[inline(never)] // as `serve::run`
 pub fn run(flags: &Flags, input: &[u8], output: &mut impl Write) -> Result<()> {
-    let request = Request::decode(flags, input)?;
+    let mut request = Request::decode(flags, input)?;
     let bundle =
         Bundle::at(std::env::current_dir().context(|| "get the working directory, the bundle")?);
+    if request.dialect == Dialect::Plain && sandbox::is_sandbox(&bundle) {
+        // A containerd with the Sandbox API understands it, and with version 2 it would call
+        // `start` for each container.
+        request.dialect = Dialect::Json;
+    }
     start(flags, &request, &bundle, output)
 }
 
 fn start(flags: &Flags, request: &Request, bundle: &Bundle, output: &mut impl Write) -> Result<()> {
-    let spec = bundle.spec()?;
+    let is_sandbox = sandbox::is_sandbox(bundle);
+    let spec = match is_sandbox {
+        true => Spec::default(),
+        false => bundle.spec()?,
+    };
+    if is_sandbox {
+        // For the pod's containers: no `start` is called for them.
+        bundle.write_options(&request.options)?;
+    }
     let dir = request.socket_dir.as_deref().unwrap_or(socket::DEFAULT_DIR);
     let group = group(&spec, &flags.id);
     let path = socket::path(dir, &request.grpc_address, &flags.namespace, group);

@@ -241,6 +241,43 @@ fn plain_dirs(root: &Path, names: &[Name], points: &[PathBuf]) -> Vec<PathBuf> {
     dirs.filter(|dir| dir.is_dir()).collect()
 }
 
+/// The cgroup at `path`, below the root of each hierarchy; one without directories if there is
+/// none.
+pub fn named(root: &Path, path: PathBuf) -> Result<Located> {
+    let mut parts = path.components();
+    let is_plain =
+        parts.clone().next().is_some() && parts.all(|part| matches!(part, Component::Normal(_)));
+    let name = Name {
+        path,
+        is_relative: false,
+    };
+    let names: &[Name] = if is_plain { &[name] } else { &[] };
+    let (places, _) = places_named(root, names, "")?;
+    let (mut v1, mut v2): (Vec<Place>, Vec<Place>) = places
+        .into_iter()
+        .partition(|place| !place.controllers.is_empty());
+    v1.retain(|place| !is_named(&place.controllers));
+    let is_unified = super::mode() == "v2";
+    Ok(match (v2.pop(), is_unified) {
+        (Some(place), true) => Located::V2 {
+            mount: UNIFIED.into(),
+            place,
+        },
+        (None, true) => Located::V2 {
+            mount: UNIFIED.into(),
+            place: Place {
+                controllers: String::new(),
+                path: PathBuf::new(),
+                dir: NOWHERE.into(),
+            },
+        },
+        (_, false) => Located::V1(Hierarchies(v1)),
+    })
+}
+
+/// A directory that does not exist.
+const NOWHERE: &str = "/proc/nowhere";
+
 /// The existing directories of the cgroup named `path`: v2's, or those of every v1
 /// hierarchy that has it.
 pub fn existing(root: &Path, path: &Path) -> Result<Vec<PathBuf>> {

@@ -86,13 +86,17 @@ impl Cgroup {
     }
 
     pub(crate) fn of_in(root: &Path, pid: i32) -> Result<Cgroup> {
-        Ok(Self {
+        Ok(Self::at(root, locate::of(root, pid)?))
+    }
+
+    fn at(root: &Path, located: Located) -> Cgroup {
+        Self {
             root: root.to_owned(),
-            located: locate::of(root, pid)?,
+            located,
             huge_pages: OnceCell::new(),
             reader: RefCell::default(),
             kept: RefCell::default(),
-        })
+        }
     }
 
     /// Whether anybody but process `pid`, the init, is in it or below, in any hierarchy. When
@@ -192,9 +196,14 @@ impl Cgroup {
     }
 
     fn current_stats(&self) -> Result<Stats> {
-        if !self.exists() {
-            return Err(gone());
+        match self.exists() {
+            true => self.read_stats(),
+            false => Err(gone()),
         }
+    }
+
+    /// What is not there gives zeros.
+    fn read_stats(&self) -> Result<Stats> {
         let (mut kept, mut passing) = (self.reader.borrow_mut(), Reader::default());
         let reader = kept.as_mut().unwrap_or(&mut passing);
         let huge_pages = || files::huge_page_sizes(&self.root);
@@ -242,6 +251,14 @@ impl Cgroup {
             Located::V2 { place, .. } => Some(MemoryDir::V2(&place.dir)),
         }
     }
+}
+
+/// The statistics of a pod's cgroup, by the name that CRI gives: a path, or a slice of systemd's.
+/// Zeros when there is none, or none is named.
+pub fn stats_of_parent(name: &str) -> Result<Stats> {
+    let path = planned::parent(name);
+    let located = locate::named(Path::new("/"), path)?;
+    Cgroup::at(Path::new("/"), located).read_stats()
 }
 
 /// ShimCgroup: puts process `pid` into the existing cgroup `path` (v1: of every controller).

@@ -279,13 +279,31 @@ fn names(plan: Plan<'_>) -> Vec<Name> {
     names.into_iter().collect()
 }
 
-/// The path of systemd's scope `PREFIX-UNIT.scope` in a slice: `a-b.slice` is in `a.slice`.
+/// The path of a pod's cgroup, as CRI calls it: a path, or the name of a slice of systemd's.
+pub fn parent(name: &str) -> PathBuf {
+    match name.ends_with(".slice") && !name.contains('/') {
+        true => slice_path(name),
+        false => PathBuf::from(name.trim_start_matches('/')),
+    }
+}
+
+/// The path of systemd's scope `PREFIX-UNIT.scope` in a slice.
 fn scope(slice: &str, prefix: &str, unit: &str) -> PathBuf {
     let slice = if slice.is_empty() {
         "system.slice"
     } else {
         slice
     };
+    let mut path = slice_path(slice);
+    path.push(match prefix {
+        "" => format!("{unit}.scope"),
+        prefix => format!("{prefix}-{unit}.scope"),
+    });
+    path
+}
+
+/// The path of a slice: `a-b.slice` is in `a.slice`.
+fn slice_path(slice: &str) -> PathBuf {
     let name = slice.strip_suffix(".slice").unwrap_or(slice);
     let mut path = PathBuf::new();
     // `-.slice` is the root.
@@ -295,10 +313,6 @@ fn scope(slice: &str, prefix: &str, unit: &str) -> PathBuf {
         }
         path.push(format!("{name}.slice"));
     }
-    path.push(match prefix {
-        "" => format!("{unit}.scope"),
-        prefix => format!("{prefix}-{unit}.scope"),
-    });
     path
 }
 

@@ -100,12 +100,13 @@ impl World {
 
     async fn run(mut self, mut choices: Choices<'_>) {
         let listener = UnixListener::bind(self.socket()).expect("listen");
-        let services = Services::new(Tasks::new(Shared {
+        let tasks = Tasks::new(Shared {
             reaper: self.reaper.clone(),
             events: Events::new("unix:///nowhere".into(), "ns".into()),
             namespace: "ns".into(),
             stats_budget: StatsBudget::default(),
-        }));
+        });
+        let services = Services::new(tasks, None);
         let server = services.endpoint(listener).expect("an endpoint");
         let serving = spawn_local(server.clone().run());
         while !choices.0.is_empty() {

@@ -1,4 +1,5 @@
-//! The Task service's messages to the types of `task`, and back: nothing else.
+//! The messages of the Task service and of the Sandbox service to the types of `task` and
+//! `sandbox`, and back: nothing else.
 
 use std::time::SystemTime;
 
@@ -6,11 +7,14 @@ use crate::bundle::Bundle;
 use crate::error::{Error, Result};
 use crate::mount::Mount;
 use crate::options::Options;
+use crate::proto::podsandbox::PodSandboxConfig as Pod;
+use crate::proto::sandbox::CreateSandboxRequest;
 use crate::proto::{
     self, Any, EnumOrUnknown, Message, MessageField, SpecialFields, Timestamp, UnknownValueRef,
     task, timestamp,
 };
 use crate::reaper::Exit;
+use crate::sandbox::{Config, Dns, Metadata, Mode};
 use crate::stdio::Stdio;
 use crate::task::{Checkpoint, Create, Deleted, Member, State, Status};
 
@@ -192,3 +196,47 @@ pub fn encode(message: &impl Message) -> Result<Vec<u8>> {
     let bytes = message.write_to_bytes();
     bytes.map_err(|cause| Error::unknown(format!("encode a message: {cause}")))
 }
+
+/// What a CreateSandbox request asks for.
+pub fn sandbox_config(request: &CreateSandboxRequest) -> Result<Config> {
+    let missing = || Error::invalid("create sandbox: no options");
+    let options = request.options.as_ref().ok_or_else(missing)?;
+    if options.type_url.rsplit('/').next() != Some(SANDBOX_OPTIONS) {
+        let message = format!("sandbox options of unknown type {:?}", options.type_url);
+        return Err(Error::invalid(message));
+    }
+    let decoded = proto::limit_fields(&options.value)
+        .and_then(|()| Pod::parse_from_bytes(&options.value).map_err(|e| e.to_string()));
+    let pod = decoded.map_err(|e| Error::invalid(format!("decode {SANDBOX_OPTIONS}: {e}")))?;
+    let metadata = pod.metadata.unwrap_or_default();
+    let linux = pod.linux.unwrap_or_default();
+    let security = linux.security_context.unwrap_or_default();
+    let namespaces = security.namespace_options.unwrap_or_default();
+    let user = namespaces.userns_options.as_ref();
+    Ok(Config {
+        metadata: Metadata {
+            name: metadata.name,
+            uid: metadata.uid,
+            namespace: metadata.namespace,
+            attempt: metadata.attempt,
+        },
+        hostname: pod.hostname,
+        log_directory: pod.log_directory,
+        dns: pod.dns_config.into_option().map(|dns| Dns {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        }),
+        labels: pod.labels.into_iter().collect(),
+        annotations: pod.annotations.into_iter().collect(),
+        cgroup_parent: linux.cgroup_parent,
+        netns_path: request.netns_path.clone(),
+        network: Mode::from_number(namespaces.network)?,
+        pid: Mode::from_number(namespaces.pid)?,
+        ipc: Mode::from_number(namespaces.ipc)?,
+        user: user.map_or(Ok(Mode::Node), |user| Mode::from_number(user.mode))?,
+        sysctls: linux.sysctls.into_iter().collect(),
+    })
+}
+
+const SANDBOX_OPTIONS: &str = "runtime.v1.PodSandboxConfig";

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use crate::sandbox::Sandbox;
 use crate::task::Tasks;
 use crate::ttrpc::server::Server;
 
@@ -36,9 +37,25 @@ pub struct Lifetime {
     end: Notify,
     /// Where the services are offered.
     server: OnceCell<Rc<Server>>,
+    /// While it exists, only ShutdownSandbox ends the server.
+    sandbox: Option<Rc<Sandbox>>,
 }
 
 impl Lifetime {
+    /// Of a server that has just been started, for `sandbox` or for containers.
+    pub fn new(sandbox: Option<Rc<Sandbox>>) -> Lifetime {
+        Lifetime {
+            sandbox,
+            ..Lifetime::default()
+        }
+    }
+
+    /// Whether nothing is served: no container, and no sandbox.
+    fn is_unused(&self, tasks: &Tasks) -> bool {
+        let sandbox = self.sandbox.as_ref();
+        tasks.is_empty() && !sandbox.is_some_and(|sandbox| sandbox.exists())
+    }
+
     /// Remembers where the services are offered.
     pub fn serve_on(&self, server: Rc<Server>) -> Rc<Server> {
         self.server.get_or_init(|| server).clone()
@@ -90,7 +107,7 @@ impl Lifetime {
         loop {
             server.deserted(CLIENT_TIMEOUT).await;
             let client = server.client_changes();
-            if !tasks.is_empty() {
+            if !self.is_unused(tasks) {
                 // It may be a creation that is being undone, as its client has left.
                 tokio::select! {
                     () = client => {}
@@ -114,7 +131,7 @@ impl Lifetime {
                     () = tasks.freed() => {}
                 }
             };
-            if !(self.had_container.get() && tasks.is_empty()) {
+            if !(self.had_container.get() && self.is_unused(tasks)) {
                 change.await;
                 continue;
             }

@@ -11,6 +11,7 @@
 mod convert;
 mod lifetime;
 mod request_log;
+mod sandbox;
 mod task;
 
 use std::future::Future;
@@ -26,14 +27,19 @@ use tokio::time::timeout;
 use crate::cancel::{Cancel, CancelOnDrop};
 use crate::error::{Error, Kind, Result};
 use crate::report::{self, Report};
+use crate::sandbox::Sandbox;
 use crate::task::Tasks;
 use crate::ttrpc::server::{Call, Class, Server};
 use lifetime::Lifetime;
 use request_log::RequestLog;
+use sandbox::SandboxService;
 use task::TaskService;
 
 /// Both names of the Task service: its messages are the same in both versions.
 const TASK_SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+/// The name of the Sandbox service.
+const SANDBOX_SERVICE: &str = "containerd.runtime.sandbox.v1.Sandbox";
 
 /// The answer to come of a call, encoded.
 type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>;
@@ -52,17 +58,21 @@ enum Work {
 pub struct Services {
     tasks: Rc<Tasks>,
     task_service: Rc<TaskService>,
+    /// Only in the server of a sandbox.
+    sandbox_service: Option<Rc<SandboxService>>,
     lifetime: Rc<Lifetime>,
     /// Notified of each answer, except those to Stats.
     answered: Notify,
 }
 
 impl Services {
-    /// The services for `tasks`.
-    pub fn new(tasks: Tasks) -> Rc<Services> {
-        let (tasks, lifetime) = (Rc::new(tasks), Rc::<Lifetime>::default());
+    /// The services for `tasks`, and for the sandbox that they are in, if they are in one.
+    pub fn new(tasks: Tasks, sandbox: Option<Rc<Sandbox>>) -> Rc<Services> {
+        let (tasks, lifetime) = (Rc::new(tasks), Rc::new(Lifetime::new(sandbox.clone())));
+        let of_sandbox = |sandbox| SandboxService::new(sandbox, lifetime.clone());
         Rc::new(Services {
-            task_service: Rc::new(TaskService::new(tasks.clone(), lifetime.clone())),
+            sandbox_service: sandbox.clone().map(of_sandbox).map(Rc::new),
+            task_service: Rc::new(TaskService::new(tasks.clone(), lifetime.clone(), sandbox)),
             tasks,
             lifetime,
             answered: Notify::new(),
@@ -156,7 +166,10 @@ impl Services {
         let _cancelled_with_this_future = CancelOnDrop::new(&cancel);
         let answer = in_own_task(answer, &call.method).await?;
         // The client is there to take it.
-        self.task_service.answered(call);
+        match &self.sandbox_service {
+            Some(service) if call.service == SANDBOX_SERVICE => service.answered(call),
+            _ => self.task_service.answered(call),
+        }
         Ok(answer)
     }
 
@@ -165,10 +178,10 @@ impl Services {
         match call.service.as_str() {
             name if TASK_SERVICES.contains(&name) => self.task_service.call(call),
             report::SERVICE => self.call_own(call),
-            name => {
-                let message = format!("service {name}");
-                Err(Error::new(Kind::Unimplemented, message))
-            }
+            name => match &self.sandbox_service {
+                Some(service) if name == SANDBOX_SERVICE => service.call(call),
+                _ => Err(Error::new(Kind::Unimplemented, format!("service {name}"))),
+            },
         }
     }
 }
@@ -177,10 +190,11 @@ impl Services {
 /// hang, it is served. So is SIGKILL, however many other signals hang in the OCI runtime.
 fn class(call: &Call) -> Class {
     Class::Lane(match call.method.as_str() {
-        "Wait" => return Class::Parks,
+        "Wait" | "WaitSandbox" => return Class::Parks,
         "Create" | "Start" | "Pause" | "Resume" | "Checkpoint" | "Update" => 1,
-        "Delete" => 2,
-        "Shutdown" => 3,
+        "CreateSandbox" | "StartSandbox" | "SandboxStatus" => 1,
+        "Delete" | "StopSandbox" => 2,
+        "Shutdown" | "ShutdownSandbox" => 3,
         "Kill" if task::is_sigkill(call) => 4,
         "Kill" => 5,
         // They never wait.

@@ -12,19 +12,30 @@ use crate::cancel::Cancel;
 use crate::descriptors;
 use crate::error::{Error, Kind, Result};
 use crate::proto::{self, Empty, Message, task};
-use crate::task::{SIGKILL, Target, Tasks};
+use crate::sandbox::Sandbox;
+use crate::task::{Container, Create, SIGKILL, Target, Tasks};
 use crate::ttrpc::server::Call;
 
 /// The Task service of this shim.
 pub struct TaskService {
     tasks: Rc<Tasks>,
     lifetime: Rc<Lifetime>,
+    /// What the containers are in, if there is a sandbox.
+    sandbox: Option<Rc<Sandbox>>,
 }
 
 impl TaskService {
-    /// A service for `tasks`.
-    pub fn new(tasks: Rc<Tasks>, lifetime: Rc<Lifetime>) -> TaskService {
-        TaskService { tasks, lifetime }
+    /// A service for `tasks`, in `sandbox` if there is one.
+    pub fn new(
+        tasks: Rc<Tasks>,
+        lifetime: Rc<Lifetime>,
+        sandbox: Option<Rc<Sandbox>>,
+    ) -> TaskService {
+        TaskService {
+            tasks,
+            lifetime,
+            sandbox,
+        }
     }
 
     /// Begins one call.
@@ -94,14 +105,33 @@ impl TaskService {
         }
         self.lifetime.has_container();
         let _claim = descriptors::claim(&format!("create {}", request.id))?;
-        let container = self
-            .tasks
-            .create(convert::create(request)?, &cancel)
-            .await?;
+        let create = convert::create(request)?;
+        let container = match &self.sandbox {
+            None => self.tasks.create(create, &cancel).await?,
+            Some(sandbox) => self.create_in(sandbox, create, &cancel).await?,
+        };
         Ok(task::CreateTaskResponse {
             pid: container.pid(),
             ..Default::default()
         })
+    }
+
+    /// Creates a container in the sandbox, which has it on record from before to the end.
+    async fn create_in(
+        &self,
+        sandbox: &Sandbox,
+        mut create: Create,
+        cancel: &Cancel,
+    ) -> Result<Rc<Container>> {
+        let id = create.id.clone();
+        create.options = sandbox.options_of_member(create.options);
+        let admitted = sandbox.admit(&id, &create.bundle, &create.options).await;
+        admitted.map_err(|e| e.within(format_args!("create container {id} in its sandbox")))?;
+        let created = self.tasks.create(create, cancel).await;
+        if created.is_err() && !self.tasks.is_taken(&id) {
+            sandbox.dismiss(&id).await;
+        }
+        created
     }
 
     async fn start(
@@ -125,6 +155,9 @@ impl TaskService {
     ) -> Result<task::DeleteResponse> {
         let target = Target::from_exec_id(&request.exec_id);
         let deleted = self.tasks.delete(&request.id, target, &cancel).await?;
+        if let (Some(sandbox), Target::Init) = (&self.sandbox, target) {
+            sandbox.dismiss(&request.id).await;
+        }
         Ok(convert::deleted(deleted))
     }
 
@@ -229,7 +262,12 @@ impl TaskService {
     async fn shutdown(self: Rc<Self>, request: task::ShutdownRequest) -> Result<Empty> {
         // The client does not want this container any more.
         self.tasks.cancel_creation(&request.id).await;
-        if self.tasks.may_shut_down(&request.id) {
+        // containerd sends it after each container's Delete; its sandbox stays.
+        let is_sandboxed = self
+            .sandbox
+            .as_ref()
+            .is_some_and(|sandbox| sandbox.exists());
+        if !is_sandboxed && self.tasks.may_shut_down(&request.id) {
             self.lifetime.end();
         }
         Ok(Empty::new())
@@ -252,12 +290,15 @@ fn cannot_decode(message: &str, cause: &dyn Display) -> Error {
 }
 
 /// Answers from memory or the kernel, without waiting.
-fn now<Q: Message, A: Message>(payload: &[u8], call: impl FnOnce(Q) -> Result<A>) -> Result<Work> {
+pub(super) fn now<Q: Message, A: Message>(
+    payload: &[u8],
+    call: impl FnOnce(Q) -> Result<A>,
+) -> Result<Work> {
     convert::encode(&call(decode(payload)?)?).map(Work::Done)
 }
 
 /// A call that waits. All have one type, so that the code that polls them exists once.
-fn later<Q, A, F>(payload: &[u8], call: impl FnOnce(Q) -> F) -> Result<Answer>
+pub(super) fn later<Q, A, F>(payload: &[u8], call: impl FnOnce(Q) -> F) -> Result<Answer>
 where
     Q: Message,
     A: Message,

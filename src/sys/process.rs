@@ -76,6 +76,55 @@ pub fn fork_exec(mut command: Command) -> io::Result<(i32, ExecResult)> {
     unsafe { libc::_exit(127) }
 }
 
+/// As [`fork_exec`]; the child is process 1 of a new pid namespace. Call it on the main thread.
+pub fn fork_exec_in_new_pids(command: Command) -> io::Result<(i32, ExecResult)> {
+    use nix::sched::{CloneFlags, setns, unshare};
+    let pids = CloneFlags::CLONE_NEWPID;
+    let own = std::fs::File::open("/proc/self/ns/pid")?;
+    unshare(pids)?;
+    let child = fork_exec(command);
+    // Our own namespace can always be entered: what we start later is in it again.
+    setns(own, pids).expect("enter the own pid namespace");
+    child
+}
+
+/// Has the command's process join `namespaces`.
+pub fn join_namespaces(command: &mut Command, namespaces: Vec<OwnedFd>) {
+    // SAFETY: the closure runs between fork and exec, allocates nothing and makes only
+    // async-signal-safe system calls on descriptors that it owns.
+    unsafe {
+        command.pre_exec(move || {
+            for namespace in &namespaces {
+                check(libc::setns(namespace.as_raw_fd(), 0))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Gives up, for good, what root may do beside being user 0: all capabilities, and to get any
+/// by executing a program. Nobody without `CAP_SYS_PTRACE` may look into this process any more.
+pub fn give_up_privileges() -> io::Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    const LAST_CAPABILITY: libc::c_ulong = 63;
+    nix::sys::prctl::set_dumpable(false)?;
+    nix::sys::prctl::set_no_new_privs()?;
+    for capability in 0..=LAST_CAPABILITY {
+        // SAFETY: all arguments are integers.
+        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        match check(dropped) {
+            // The kernel has no more.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            dropped => dropped?,
+        };
+    }
+    let header = [VERSION_3, 0];
+    let nothing = [0u32; 6];
+    // SAFETY: the kernel reads two numbers of the header, and six of the sets.
+    check(unsafe { libc::syscall(libc::SYS_capset, &header, &nothing) })?;
+    Ok(())
+}
+
 /// Whether the execve(2) of a child of [`fork_exec`] succeeds: the read end of a pipe whose
 /// write end execve(2) closes, and into which a failure is written.
 #[derive(Debug)]

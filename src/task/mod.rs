@@ -117,6 +117,11 @@ impl Tasks {
         }
     }
 
+    /// Whether a container has this ID, or is to have it, or is not wholly undone.
+    pub fn is_taken(&self, id: &str) -> bool {
+        self.slots.by_id.borrow().contains_key(id)
+    }
+
     /// Deletes a process of container `id` that has exited or was never started. Until
     /// [`Tasks::forget`] another call answers the same. The creation of a container, if it is
     /// under way, is undone; NotFound then.

@@ -16,7 +16,7 @@ use crate::websocket::Session;
 use crate::world;
 
 /// A container that stays until it is killed.
-const STAY: &str = "exec sleep 100000";
+pub const STAY: &str = "exec sleep 100000";
 
 /// A container that says `ready`, and exits with 7 at a SIGTERM.
 const EXIT_7_AT_SIGTERM: &str =
@@ -420,7 +420,12 @@ pub fn pids_shared_in_a_pod(cri: &Cri) {
         let list = first.exec("ps -o args");
         list.contains("sleep 5002") && list.contains("sleep 5003")
     });
-    assert!(first.exec("cat /proc/1/cmdline").contains("trap"));
+    let init = if cri.handler == "sandbox" {
+        "pod-init"
+    } else {
+        "trap"
+    };
+    assert!(first.exec("cat /proc/1/cmdline").contains(init));
     second.stop(0);
     world::until("the second's processes to be gone", || {
         !is_running("sleep 5002") && !is_running("sleep 5003")

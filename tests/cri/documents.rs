@@ -11,12 +11,15 @@ use crate::{deploy, left, world};
 
 const KUBERNETES: &str = "docs/kubernetes.md";
 const README: &str = "README.md";
+const SANDBOX: &str = "docs/sandbox.md";
 const STAY: &str = "exec sleep 100000";
 
 /// The first block of this language after the line that begins so.
 pub fn block(line: &str, language: &str) -> String {
     let document = if line.starts_with("**") {
         README
+    } else if line == "## Switch it on" {
+        SANDBOX
     } else {
         KUBERNETES
     };
@@ -101,6 +104,28 @@ fn added(cri: &Cri) {
 /// A handler whose path is ignored.
 fn ignored(cri: &Cri) {
     run_pod(cri, "theirs", CONTAINERDS);
+}
+
+/// A handler for pods without a pause container.
+fn without_pause(cri: &Cri) {
+    let cri = Cri::new(cri.version, "rs-sandbox");
+    let pods = [cri.run_pod("one"), cri.run_pod("two")];
+    for pod in &pods {
+        assert_eq!(
+            pod.run(STAY)
+                .exec("hostname; cat /etc/hostname")
+                .lines()
+                .count(),
+            2
+        );
+        assert!(server_is(pod, OURS));
+    }
+    let list = ["--namespace", "k8s.io", "container", "ls", "--quiet"];
+    let list = Command::new("ctr").args(list).output().expect("run ctr");
+    let list = String::from_utf8(list.stdout).expect("UTF-8");
+    assert_eq!(list.lines().count(), 2, "no pause containers: {list}");
+    restart(&cri);
+    assert_eq!(pods[0].run("exit 3").wait().0, 3);
 }
 
 /// The default handler.
@@ -246,6 +271,7 @@ blocks! {
     options_in_containerd_1_6: "1.6", "### Options in containerd 1.6", with_crun;
     options_in_containerd_1_7: "1.7", "### Options in containerd 1.7", with_crun;
     options_in_containerd_2: "2", "### Options in containerd 2", with_crun;
+    sandbox_in_containerd_2: "2", "## Switch it on", without_pause;
     pod_with_a_runtime_class: "2", "### containerd 2\n", runtime_class;
     upgrade_with_containerd_1_7: "1.7", "### containerd 1.6 and 1.7", upgrade;
     upgrade_with_containerd_2: "2", "### containerd 2\n", upgrade;

@@ -6,11 +6,13 @@ use std::time::Instant;
 use crate::world;
 
 /// Directories that are empty when there is no pod. Each is there in some containerd only.
-const PLACES: [&str; 8] = [
+const PLACES: [&str; 10] = [
     "/run/containerd/io.containerd.grpc.v1.cri/sandboxes",
     "/run/containerd/io.containerd.grpc.v1.cri/containers",
     "/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes",
     "/var/lib/containerd/io.containerd.grpc.v1.cri/containers",
+    "/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io",
+    "/var/lib/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io",
     "/run/containerd/netns",
     "/run/containerd/io.containerd.grpc.v1.cri/netns",
     // The state of the OCI runtime under the handler `rs`.

@@ -30,6 +30,7 @@ mod markdown;
 mod messages;
 mod migrations;
 mod pods;
+mod sandbox;
 mod spdy;
 mod upgraded;
 mod websocket;
@@ -57,6 +58,17 @@ macro_rules! cases {
         fn $case() {
             let name = concat!(module_path!(), "::", stringify!($case));
             crate::run($version, $handler, name, crate::cases::$case);
+        }
+    )*};
+}
+
+/// The cases for pods without a pause container.
+macro_rules! sandbox_cases {
+    ($($case:ident)*) => {$(
+        #[test]
+        fn $case() {
+            let name = concat!(module_path!(), "::", stringify!($case));
+            crate::run("2", "sandbox", name, crate::sandbox::$case);
         }
     )*};
 }
@@ -118,4 +130,34 @@ mod containerd_1_7 {
 mod containerd_2 {
     handlers! { "2" }
     path! { "2" }
+    /// Pods without a pause container. Without pods with the node's network: these end
+    /// containerd 2.1.
+    mod sandbox {
+        cases! { "2", "sandbox";
+            several_containers_are_in_one_server
+            init_container_then_app_that_restarts
+            exec_sync_output_and_exit_code
+            exec_with_a_terminal
+            attach_without_a_terminal
+            port_is_forwarded
+            stats
+            update_of_resources
+            pids_shared_in_a_pod
+            stop_with_a_grace_period
+            thirty_pods_while_containerd_is_killed
+            memory_limit_is_exceeded
+            command_not_found
+            container_events
+        }
+        sandbox_cases! {
+            pods_without_a_pause_image
+            pods_of_each_mode
+            new_containers_in_old_pods_after_a_restart
+            server_of_a_pod_is_killed
+            init_of_a_pod_is_killed
+            pod_that_cannot_be_started
+            fifty_pods_at_once
+            pods_without_pause_take_less_time
+        }
+    }
 }

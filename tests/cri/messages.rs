@@ -36,6 +36,8 @@ pub struct LinuxPodSandboxConfig {
     pub cgroup_parent: String,
     #[prost(message, optional, tag = "2")]
     pub security_context: Option<LinuxSandboxSecurityContext>,
+    #[prost(map = "string, string", tag = "3")]
+    pub sysctls: std::collections::HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -105,6 +105,16 @@ impl Cri {
         name: &str,
         security: LinuxSandboxSecurityContext,
     ) -> Result<Pod<'_>, Status> {
+        self.try_run_pod_with(name, security, &[])
+    }
+
+    /// As [`Cri::try_run_pod`], with these kernel parameters.
+    pub fn try_run_pod_with(
+        &self,
+        name: &str,
+        security: LinuxSandboxSecurityContext,
+        sysctls: &[(&str, &str)],
+    ) -> Result<Pod<'_>, Status> {
         // With the node's network a pod has the node's hostname, too.
         let namespaces = security.namespace_options.as_ref();
         let network = namespaces.map_or(NamespaceMode::Pod, NamespaceOption::network);
@@ -120,6 +130,10 @@ impl Cri {
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/{}", world::namespace()),
                 security_context: Some(security),
+                sysctls: sysctls
+                    .iter()
+                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                    .collect(),
             }),
         };
         fs::create_dir_all(&config.log_directory).expect("make the directory of the logs");

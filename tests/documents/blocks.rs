@@ -102,6 +102,9 @@ const BLOCKS: &[(&str, &str, By)] = table! {
         "build/examples/debug/proxy-content" => Test(PROXY, "start");
         "ctr plugins ls | grep -E 'io.containerd.content" => Found(PROXY, "try_it", "ctr plugins ls");
     }
+    "docs/sandbox.md" {
+        "## Switch it on" => Test(CRI, "sandbox_in_containerd_2");
+    }
     "docs/upgrade.md" {
         "make build && sudo" => Test(PACKAGES, "shim_is_installed_as_the_documents_say");
         "ln -s /usr/local" => Test(MIGRATIONS, "link_in_containerd_2");

@@ -102,6 +102,7 @@ const CRUN: &str = "Go does not recognize crun's message for a container that do
 const CGROUP: &str = "Go's cgroup library loads no cgroup on a machine with both versions mounted";
 const CRIU: &str = "Go reports that CRIU failed, but not why";
 const LOCK: &str = "Go holds a lock that State needs while the runtime runs";
+const SANDBOX: &str = "Go's shim has no Sandbox API";
 const GC: &str = "Go leaves it to its garbage collector to close descriptors";
 const ORDER: &str = "Go sends later events before it retries an earlier one, and gives up";
 const TWICE: &str =
@@ -1069,6 +1070,63 @@ const TABLE: &[Difference] = &[
         "inspect_of_an_unknown_container_is_an_error",
         "Go has no such action",
     ),
+    fails(GO, "sandbox_from_create_to_shutdown", SANDBOX),
+    fails(GO, "sandbox_for_containerd_2_3", SANDBOX),
+    fails(GO, "status_is_verbose_in_cris_form", SANDBOX),
+    fails(
+        GO,
+        "operations_that_the_state_of_a_sandbox_refuses",
+        SANDBOX,
+    ),
+    fails(GO, "sandbox_is_stopped_without_a_start", SANDBOX),
+    fails(GO, "sandbox_is_shut_down_in_each_state", SANDBOX),
+    fails(
+        GO,
+        "waits_for_a_sandbox_are_answered_at_its_shutdown",
+        SANDBOX,
+    ),
+    fails(
+        GO,
+        "client_leaves_after_it_asked_for_the_shutdown_of_a_sandbox",
+        SANDBOX,
+    ),
+    fails(
+        GO,
+        "containers_share_the_namespaces_of_their_sandbox",
+        SANDBOX,
+    ),
+    fails(GO, "containers_share_the_pids_of_their_sandbox", SANDBOX),
+    fails(GO, "init_of_a_sandbox_has_no_privileges", SANDBOX),
+    fails(GO, "death_of_the_init_is_the_end_of_the_sandbox", SANDBOX),
+    fails(GO, "sandbox_with_the_namespaces_of_the_node", SANDBOX),
+    fails(GO, "sysctls_of_a_sandbox", SANDBOX),
+    fails(GO, "sandbox_that_cannot_be_started_leaves_nothing", SANDBOX),
+    fails(GO, "configurations_of_a_sandbox_that_are_refused", SANDBOX),
+    fails(GO, "files_of_a_sandbox", SANDBOX),
+    fails(
+        GO,
+        "files_that_a_restarted_containerd_removed_are_made_again",
+        SANDBOX,
+    ),
+    fails(GO, "server_of_a_sandbox_is_killed", SANDBOX),
+    fails(GO, "server_of_a_sandbox_with_an_init_is_killed", SANDBOX),
+    fails(
+        GO,
+        "server_of_a_sandbox_is_killed_without_containers",
+        SANDBOX,
+    ),
+    fails(
+        GO,
+        "server_of_a_sandbox_is_killed_while_it_creates_a_container",
+        SANDBOX,
+    ),
+    fails(
+        GO,
+        "container_that_cannot_be_created_is_off_the_record",
+        SANDBOX,
+    ),
+    fails(GO, "metrics_of_a_sandbox_are_never_an_error", SANDBOX),
+    fails(GO, "sandbox_stays_without_clients_and_containers", SANDBOX),
 ];
 
 /// A row for a case that is gone would never be missed.

@@ -33,6 +33,7 @@ mod cases {
     mod protocol;
     mod remaining_faults;
     mod resources;
+    mod sandbox;
     mod server_limits;
     mod shutdown;
     mod start;

@@ -183,6 +183,29 @@ impl<'d> Builder<'d> {
         }
     }
 
+    /// Makes the bundle of a container in `sandbox`, whose server is there; nothing is created
+    /// yet. As containerd, with a connection of its own.
+    #[allow(dead_code, reason = "tests/faults has no sandboxes")]
+    pub fn in_sandbox(self, sandbox: &super::sandbox::Sandbox<'d>) -> Container<'d> {
+        let (daemon, bundle) = (self.daemon, self.bundle());
+        let started = sandbox.started.clone();
+        let connection = Connection::open(&started.address, daemon.hang_timeout).expect("dial");
+        let init = Process {
+            connection,
+            api: daemon.api,
+            container: self.id.clone(),
+            exec: String::new(),
+        };
+        Container {
+            daemon,
+            init,
+            bundle,
+            started,
+            shim_pid: sandbox.shim_pid,
+            request: self,
+        }
+    }
+
     /// Starts the shim and creates the container.
     #[track_caller]
     pub fn created(self) -> Container<'d> {

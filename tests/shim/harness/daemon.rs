@@ -211,7 +211,12 @@ impl Daemon {
 
     /// Reads the log of the bundle of `id`, and remembers to tear it down.
     pub fn keep(&self, id: &str, cgroup: &str) {
-        let log = self.bundles_dir().join(id).join("log");
+        self.keep_in(&self.bundles_dir().join(id), id, cgroup);
+    }
+
+    /// As [`Daemon::keep`], for any bundle; without a cgroup if that is empty.
+    pub fn keep_in(&self, bundle: &Path, id: &str, cgroup: &str) {
+        let log = bundle.join("log");
         let log = Reader::open_lasting(&log, self.hang_timeout);
         let kept = Kept {
             id: id.into(),
@@ -466,6 +471,10 @@ impl Drop for Daemon {
 
 /// Removes what a failed test left, by the means of this harness and not of the shim's.
 fn tear_down(daemon: &Daemon, id: &str, cgroup: &str) {
+    if cgroup.is_empty() {
+        // A sandbox has nothing of a container.
+        return;
+    }
     clear_cgroup(cgroup, daemon.hang_timeout);
     let root = daemon.runtime_root().join(&daemon.namespace);
     if root.join(id).exists() {

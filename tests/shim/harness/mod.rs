@@ -21,6 +21,8 @@ pub mod machine;
 pub mod process;
 pub mod rpc;
 pub mod runtime;
+#[allow(dead_code, reason = "tests/faults has no sandboxes")]
+pub mod sandbox;
 pub mod seccomp;
 mod server;
 pub mod stdio;

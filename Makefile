@@ -9,7 +9,7 @@ SHIM_REVISION ?= $(or $(shell git describe --always --dirty --abbrev=40 --exclud
 # For sh: what removes this program, once no server of it runs.
 REFUSE  = . packaging/servers.sh && refuse_while_serving '$(DESTDIR)$(PREFIX)/bin/$(NAME)'
 
-.PHONY: help setup build check audit test test-vm chaos soak demo fuzz bench-io install uninstall dist deb rpm installer
+.PHONY: help setup build check audit test test-vm chaos soak demo fuzz sanitize bench-io install uninstall dist deb rpm installer
 
 help: ## this list
 	@awk -F ':[a-z ]*## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ demo: ## see it run a container, beside containerd's own shim (root)
 
 fuzz: ## fuzz the parsers and the server, a minute each (FUZZ="--time 10 cli")
 	@hack/fuzz $(FUZZ)
+
+sanitize: ## unit tests of what parses and decides under Miri (nightly Rust)
+	@hack/sanitize
 
 bench-io: ## what moving stdio costs, beside other shims (root, minutes)
 	@hack/bench-io

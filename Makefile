@@ -9,7 +9,7 @@ SHIM_REVISION ?= $(or $(shell git describe --always --dirty --abbrev=40 --exclud
 # For sh: what removes this program, once no server of it runs.
 REFUSE  = . packaging/servers.sh && refuse_while_serving '$(DESTDIR)$(PREFIX)/bin/$(NAME)'
 
-.PHONY: help setup build check audit test test-vm chaos soak demo fuzz bench install uninstall dist deb rpm installer
+.PHONY: help setup build check audit test test-vm chaos soak demo fuzz sanitize bench install uninstall dist deb rpm installer
 
 help: ## this list
 	@awk -F ':[a-z ]*## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,8 +53,7 @@ demo: ## see it run a container, beside containerd's own shim (root)
 fuzz: ## fuzz the parsers and the server, a minute each (FUZZ="--time 10 cli")
 	@hack/fuzz $(FUZZ)
 
-bench: ## measure the shim beside the others (root, half an hour; QUICK=1: 5 minutes)
-	@hack/bench
+.PHONY: help setup build check audit test test-vm chaos soak demo fuzz sanitize bench install uninstall dist deb rpm installer
 
 install: ## install the built binary: PREFIX=/usr/local, DESTDIR=
 	@[ -x $(BINARY) ] || { echo "no $(BINARY): run make build first" >&2; exit 1; }

@@ -18,7 +18,7 @@ use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -358,10 +358,10 @@ pub(super) struct Copy {
 }
 
 impl Copy {
-    /// From a pipe, FIFO or file to another.
-    pub(super) fn new(from: Rc<End>, to: Rc<End>, until: Until, label: Label) -> Self {
+    /// From a pipe, FIFO or file to another. Boxed, as a task would hold a moved one twice.
+    pub(super) fn new(from: Rc<End>, to: Rc<End>, until: Until, label: Label) -> Box<Self> {
         let sizes = Sizes::of(&from, &to);
-        Self {
+        Box::new(Self {
             from,
             to,
             until,
@@ -376,15 +376,14 @@ impl Copy {
             left: None,
             dropped: 0,
             moved: Arc::default(),
-        }
+        })
     }
 
     /// From or to a terminal, which splice does not serve.
-    pub(super) fn terminal(from: Rc<End>, to: Rc<End>, until: Until, label: Label) -> Self {
-        Self {
-            splices: false,
-            ..Self::new(from, to, until, label)
-        }
+    pub(super) fn terminal(from: Rc<End>, to: Rc<End>, until: Until, label: Label) -> Box<Self> {
+        let mut copy = Self::new(from, to, until, label);
+        copy.splices = false;
+        copy
     }
 
     /// How many bytes were taken from the source so far, now and later.
@@ -406,11 +405,11 @@ impl Copy {
             }
         };
         let released = async { drop(held.await) };
-        first(fills, released).await.unwrap_or(());
+        first(pin!(fills), pin!(released)).await.unwrap_or(());
     }
 
     /// Copies until the end. Returns how many bytes were taken from the source.
-    pub(super) async fn run(mut self) -> u64 {
+    pub(super) async fn run(mut self: Box<Self>) -> u64 {
         if self.from.may_block || self.to.may_block {
             match self.pump() {
                 // In its own future: most streams never need its memory.
@@ -471,14 +470,15 @@ impl Copy {
     }
 
     /// As [`Copy::run`], on a thread while something comes.
-    async fn run_on_thread(mut self, pump: Pump) -> u64 {
+    async fn run_on_thread(mut self: Box<Self>, pump: Pump) -> u64 {
         let mut looks = Looks::new(THREAD_PAUSE);
         while self.left.is_some() || self.source_ready().await {
             if let Some(left) = self.left {
                 pump.finish(left);
             }
             let mut work = pin!(pump.work());
-            let outcome = match first(&mut work, self.over()).await {
+            let in_time = first(&mut work, pin!(self.over())).await;
+            let outcome = match in_time {
                 Some(outcome) => outcome,
                 None => {
                     let left = self.unread();
@@ -624,7 +624,9 @@ impl Copy {
         match &self.until {
             Until::SinkGone => rest.await,
             Until::Drained(drain) | Until::Exited(drain) => {
-                first(rest, drain.over(Duration::ZERO)).await.unwrap_or(());
+                first(pin!(rest), pin!(drain.over(Duration::ZERO)))
+                    .await
+                    .unwrap_or(());
             }
         }
     }
@@ -689,10 +691,12 @@ impl Copy {
         let now = match &self.until {
             _ if self.left.is_some() => Some(Ok(self.from.now(PollFlags::POLLIN))),
             Until::SinkGone => Some(self.from.readable().await),
-            Until::Drained(drain) => first(self.from.readable(), drain.over(DRAIN)).await,
+            Until::Drained(drain) => {
+                first(pin!(self.from.readable()), pin!(drain.over(DRAIN))).await
+            }
             Until::Exited(drain) => {
                 drain.changed.notify_waiters();
-                first(self.from.readable(), drain.over(Duration::ZERO)).await
+                first(pin!(self.from.readable()), pin!(drain.over(Duration::ZERO))).await
             }
         };
         match now {
@@ -725,18 +729,17 @@ impl Copy {
     }
 }
 
-/// What `work` yields, or `None` if `end` comes first.
+/// What `work` yields, or `None` if `end` comes first. The caller pins both, as this would hold
+/// them twice.
 pub(super) async fn first<T>(
-    work: impl Future<Output = T>,
-    end: impl Future<Output = ()>,
+    mut work: impl Future<Output = T> + Unpin,
+    mut end: impl Future<Output = ()> + Unpin,
 ) -> Option<T> {
-    let mut work = pin!(work);
-    let mut end = pin!(end);
     poll_fn(|cx| {
-        if let Poll::Ready(result) = work.as_mut().poll(cx) {
+        if let Poll::Ready(result) = Pin::new(&mut work).poll(cx) {
             return Poll::Ready(Some(result));
         }
-        end.as_mut().poll(cx).map(|()| None)
+        Pin::new(&mut end).poll(cx).map(|()| None)
     })
     .await
 }

@@ -15,6 +15,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -170,7 +171,7 @@ impl Watch {
         let end = async {
             let _ = (&mut ended).await;
         };
-        match first(&mut exited, end).await {
+        match first(&mut exited, pin!(end)).await {
             Some(exit) => {
                 drop(output);
                 let level = match exit.status {
@@ -212,7 +213,7 @@ impl Watch {
     }
 
     /// Runs `copy` and logs how much that dropped.
-    fn tell(&self, copy: Copy) -> impl Future<Output = ()> + use<> {
+    fn tell(&self, copy: Box<Copy>) -> impl Future<Output = ()> + use<> {
         let label = self.label.clone();
         async move {
             let dropped = copy.run().await;
@@ -279,7 +280,7 @@ pub(super) async fn ended() {
 }
 
 /// The copy of `pipe` to nowhere.
-fn discard(pipe: OwnedFd, label: Label) -> io::Result<Copy> {
+fn discard(pipe: OwnedFd, label: Label) -> io::Result<Box<Copy>> {
     // The program shared this flag. It is gone.
     set_nonblocking(&pipe)?;
     let from = Rc::new(End::source(pipe)?);

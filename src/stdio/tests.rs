@@ -7,6 +7,7 @@ use std::io::{IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::thread;
 
 use nix::fcntl::open as open_fd;
@@ -476,7 +477,7 @@ fn failed_open_is_explained_and_leaves_nothing() {
             // A request that is given up is no different.
             let (stdio, owner) = (client.stdio("", "out", ""), owner(&reaper));
             assert!(
-                copy::first(open(&stdio, &owner), yield_now())
+                copy::first(pin!(open(&stdio, &owner)), pin!(yield_now()))
                     .await
                     .is_none()
             );

@@ -53,7 +53,11 @@ demo: ## see it run a container, beside containerd's own shim (root)
 fuzz: ## fuzz the parsers and the server, a minute each (FUZZ="--time 10 cli")
 	@hack/fuzz $(FUZZ)
 
-.PHONY: help setup build check audit test test-vm chaos soak demo fuzz sanitize bench install uninstall dist deb rpm installer
+sanitize: ## unit tests under Miri and AddressSanitizer (nightly Rust; minutes)
+	@hack/sanitize
+
+bench: ## measure the shim beside the others (root, half an hour; QUICK=1: 5 minutes)
+	@hack/bench
 
 install: ## install the built binary: PREFIX=/usr/local, DESTDIR=
 	@[ -x $(BINARY) ] || { echo "no $(BINARY): run make build first" >&2; exit 1; }

@@ -387,6 +387,8 @@ mod tests {
         let dir = root.path().join("proc/42");
         fs::create_dir_all(dir.join("fd")).unwrap();
         fs::create_dir_all(dir.join("net")).unwrap();
+        fs::create_dir_all(dir.join("ns")).unwrap();
+        std::os::unix::fs::symlink("net:[1]", dir.join("ns/net")).unwrap();
         std::os::unix::fs::symlink("/usr/bin/containerd", dir.join("exe")).unwrap();
         assert!(running(root.path()).is_empty());
         std::os::unix::fs::symlink("socket:[9]", dir.join("fd/3")).unwrap();

@@ -13,9 +13,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::error::{Error, Kind};
+use crate::error::{self, Error, Kind};
 
 /// How long work may go on after its request has ended or its container's init has exited:
 /// most commands of an OCI runtime end by themselves within that time.
@@ -163,6 +163,15 @@ async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()
         Poll::Pending => first.as_mut().poll(cx).map(|()| false),
     })
     .await
+}
+
+/// Drops `work`, with an error, when it is not done within `limit`.
+pub async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = error::Result<T>>,
+) -> error::Result<T> {
+    let timed_out = |_| Err(Error::from(Cause::TimedOut(limit)));
+    timeout(limit, work).await.unwrap_or_else(timed_out)
 }
 
 /// Cancels when it is dropped: the future of a request holds it.

@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::blocking;
 use crate::bundle::Bundle;
-use crate::cancel::{Cancel, Cause};
+use crate::cancel::{self, Cancel, Cause};
 use crate::cgroup::{self, Plan, Planned};
 use crate::cli::Flags;
 use crate::error::{Context, Error, Kind, Result};
@@ -106,18 +106,18 @@ fn clean_up(flags: &Flags, bundle: &Bundle, warn: &mut impl FnMut(Error)) -> Res
         warn(error);
         None
     });
-    let init = pid.map(|pid| Init::of(flags, bundle, pid));
+    let cgroups_path = bundle.spec().ok().map(|spec| spec.linux.cgroups_path);
+    let init = pid.map(|pid| Init::new(&flags.id, pid, cgroups_path.as_deref()));
     let reaper = Reaper::new();
     let steps = async {
         let (options, broken) = options(bundle);
         broken.unwrap_or_else(&mut *warn);
-        let spec = bundle.spec().ok();
         let container = Container {
             id: &flags.id,
             namespace: &flags.namespace,
             bundle,
             options,
-            cgroups_path: spec.map(|spec| spec.linux.cgroups_path),
+            cgroups_path,
         };
         let deleted = container.delete(&reaper, init.as_ref(), end).await;
         deleted.unwrap_or_else(&mut *warn);
@@ -236,8 +236,7 @@ async fn delete_sandbox(
     let dirs = record.dirs;
     let removing = blocking::run_always(move || dirs.remove());
     let limit = end.saturating_duration_since(Instant::now());
-    let removed = timeout(limit, removing).await;
-    let removed = removed.unwrap_or_else(|_| Err(Error::from(Cause::TimedOut(limit))));
+    let removed = cancel::within(limit, removing).await;
     let removed = removed.and_then(|removed| removed);
     failures.extend(removed.err().map(|e| {
         let path = bundle.path().display();
@@ -263,10 +262,7 @@ async fn delete_member(
         cgroups_path: Some(member.cgroups_path),
     };
     let pid = bundle.init_pid().ok().flatten();
-    let init = pid.map(|pid| Init {
-        cgroups_path: container.cgroups_path.clone().unwrap_or_default(),
-        ..Init::new(id, pid)
-    });
+    let init = pid.map(|pid| Init::new(id, pid, container.cgroups_path.as_deref()));
     let deleted = container.delete(reaper, init.as_ref(), end).await;
     let limit = end.saturating_duration_since(Instant::now() + TIME_AFTER_UNMOUNT);
     let unmounted = mount::unmount_or_detach(&bundle.rootfs(), limit).await;
@@ -328,19 +324,12 @@ struct Init {
 }
 
 impl Init {
-    fn of(flags: &Flags, bundle: &Bundle, pid: i32) -> Init {
-        Init {
-            cgroups_path: bundle.spec().unwrap_or_default().linux.cgroups_path,
-            ..Init::new(&flags.id, pid)
-        }
-    }
-
-    fn new(id: &str, pid: i32) -> Init {
+    fn new(id: &str, pid: i32, cgroups_path: Option<&str>) -> Init {
         Init {
             pid,
             proc: PathBuf::from(format!("/proc/{pid}")),
             id: id.to_owned(),
-            cgroups_path: String::new(),
+            cgroups_path: cgroups_path.unwrap_or_default().to_owned(),
         }
     }
 

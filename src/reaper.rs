@@ -39,7 +39,8 @@ pub const TICK: Duration = Duration::from_millis(10);
 /// for so many, 12 bytes each. The others come next.
 const EVENTS_PER_TURN: usize = 64;
 
-const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
+/// The number of `SIGKILL`, as signals are sent here.
+pub const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

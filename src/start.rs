@@ -77,15 +77,14 @@ pub fn run(flags: &Flags, input: &[u8], output: &mut impl Write) -> Result<()> {
 }
 
 fn start(flags: &Flags, request: &Request, bundle: &Bundle, output: &mut impl Write) -> Result<()> {
-    let is_sandbox = sandbox::is_sandbox(bundle);
-    let spec = match is_sandbox {
-        true => Spec::default(),
+    let spec = match sandbox::is_sandbox(bundle) {
+        true => {
+            // For the pod's containers: no `start` is called for them.
+            bundle.write_options(&request.options)?;
+            Spec::default()
+        }
         false => bundle.spec()?,
     };
-    if is_sandbox {
-        // For the pod's containers: no `start` is called for them.
-        bundle.write_options(&request.options)?;
-    }
     let dir = request.socket_dir.as_deref().unwrap_or(socket::DEFAULT_DIR);
     let group = group(&spec, &flags.id);
     let path = socket::path(dir, &request.grpc_address, &flags.namespace, group);

@@ -257,21 +257,17 @@ pub fn named(root: &Path, path: PathBuf) -> Result<Located> {
         .into_iter()
         .partition(|place| !place.controllers.is_empty());
     v1.retain(|place| !is_named(&place.controllers));
-    let is_unified = super::mode() == "v2";
-    Ok(match (v2.pop(), is_unified) {
-        (Some(place), true) => Located::V2 {
+    let nowhere = || Place {
+        controllers: String::new(),
+        path: PathBuf::new(),
+        dir: NOWHERE.into(),
+    };
+    Ok(match super::mode() {
+        "v2" => Located::V2 {
             mount: UNIFIED.into(),
-            place,
+            place: v2.pop().unwrap_or_else(nowhere),
         },
-        (None, true) => Located::V2 {
-            mount: UNIFIED.into(),
-            place: Place {
-                controllers: String::new(),
-                path: PathBuf::new(),
-                dir: NOWHERE.into(),
-            },
-        },
-        (_, false) => Located::V1(Hierarchies(v1)),
+        _ => Located::V1(Hierarchies(v1)),
     })
 }
 

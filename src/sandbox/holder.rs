@@ -23,7 +23,7 @@ use super::config::Config;
 use crate::blocking;
 use crate::error::{Context, Error, Result};
 use crate::pod_init;
-use crate::reaper::{Child, Exited, Reaper};
+use crate::reaper::{Child, Exited, Reaper, SIGKILL};
 
 /// Stack of the parked thread, in bytes: enough for a few system calls and their errors. Only
 /// what is touched counts.
@@ -31,8 +31,6 @@ const STACK_SIZE: usize = 64 << 10;
 
 /// How long the thread may take to leave its namespaces.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-
-const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
 /// What holds a sandbox's namespaces.
 pub enum Holder {

@@ -26,7 +26,7 @@ pub use state::State;
 
 use crate::blocking;
 use crate::bundle::Bundle;
-use crate::cancel::{Cancel, Cause};
+use crate::cancel::{self, Cancel, Cause};
 use crate::error::{Error, Result};
 use crate::local;
 use crate::options::Options;
@@ -274,8 +274,9 @@ impl Sandbox {
         if let Some(holder) = holder {
             let init = holder.init_pid();
             holder.end().await;
+            let exited = self.known(&self.init_exit);
             if let Some(pid) = init
-                && timeout(EXIT_TIMEOUT, self.init_exited()).await.is_err()
+                && timeout(EXIT_TIMEOUT, exited).await.is_err()
             {
                 log::error!(pid, id = self.id; "end the pod's init: not done within {EXIT_TIMEOUT:?}");
             }
@@ -288,21 +289,16 @@ impl Sandbox {
         self.change(op)
     }
 
-    async fn init_exited(&self) {
-        loop {
-            let changed = self.changed.notified();
-            if self.init_exit.get().is_some() {
-                return;
-            }
-            changed.await;
-        }
-    }
-
     /// Waits for its end.
     pub async fn wait(self: Rc<Self>) -> Exit {
+        self.known(&self.exit).await
+    }
+
+    /// Waits until `exit`, one of this sandbox's, is known.
+    async fn known(&self, exit: &Cell<Option<Exit>>) -> Exit {
         loop {
             let changed = self.changed.notified();
-            if let Some(exit) = self.exit.get() {
+            if let Some(exit) = exit.get() {
                 return exit;
             }
             changed.await;
@@ -344,10 +340,8 @@ impl Sandbox {
             options: options.clone(),
         };
         // One of this ID that exists already stays on record.
-        let put = |record: &mut Record| {
-            record.members.entry(id.to_owned()).or_insert(member);
-        };
-        put(&mut self.record.borrow_mut());
+        let id = id.to_owned();
+        self.record.borrow_mut().members.entry(id).or_insert(member);
         self.write_record().await
     }
 
@@ -368,8 +362,5 @@ impl Sandbox {
 
 /// Work on files, for as long as it may take.
 async fn bounded<T>(work: impl Future<Output = Result<Result<T>>>) -> Result<T> {
-    match timeout(FILES_TIMEOUT, work).await {
-        Ok(done) => done?,
-        Err(_) => Err(Error::from(Cause::TimedOut(FILES_TIMEOUT))),
-    }
+    cancel::within(FILES_TIMEOUT, work).await?
 }

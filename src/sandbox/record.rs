@@ -64,8 +64,7 @@ impl Init {
 
     /// Kills it (SIGKILL), if it is there still.
     pub fn kill(&self) -> Result<()> {
-        const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
-        let killed = reaper::signal_if(self.pid, SIGKILL, || self.exists());
+        let killed = reaper::signal_if(self.pid, reaper::SIGKILL, || self.exists());
         killed
             .map(drop)
             .context(|| format!("kill the pod's init (process {})", self.pid))

@@ -54,6 +54,15 @@ enum Work {
     Changes { answer: Answer, cancel: Cancel },
 }
 
+impl Work {
+    /// What `begin` begins, which changes something until it is cancelled.
+    fn changes(begin: impl FnOnce(Cancel) -> Result<Answer>) -> Result<Work> {
+        let cancel = Cancel::new();
+        let answer = begin(cancel.clone())?;
+        Ok(Work::Changes { answer, cancel })
+    }
+}
+
 /// The services of this shim, on one socket.
 pub struct Services {
     tasks: Rc<Tasks>,

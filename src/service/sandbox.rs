@@ -47,11 +47,7 @@ impl SandboxService {
             "SandboxMetrics" => now(payload, |r| self.metrics(r)),
             "SandboxStatus" => later(payload, |r| self.clone().status(r)).map(Work::Waits),
             "WaitSandbox" => later(payload, |r| self.clone().wait(r)).map(Work::Waits),
-            _ => {
-                let cancel = Cancel::new();
-                let answer = self.clone().change(call, cancel.clone())?;
-                Ok(Work::Changes { answer, cancel })
-            }
+            _ => Work::changes(|cancel| self.clone().change(call, cancel)),
         }
     }
 

@@ -50,11 +50,7 @@ impl TaskService {
             "Stats" => now(payload, |r| self.stats(r)),
             "Connect" => now(payload, |r| self.connect(r)),
             "Wait" => later(payload, |r| self.clone().wait(r)).map(Work::Waits),
-            _ => {
-                let cancel = Cancel::new();
-                let answer = self.clone().change(call, cancel.clone())?;
-                Ok(Work::Changes { answer, cancel })
-            }
+            _ => Work::changes(|cancel| self.clone().change(call, cancel)),
         }
     }
 

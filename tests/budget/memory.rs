@@ -1,10 +1,9 @@
 //! Private memory: what a server adds to the memory of the machine while others run, too.
 
-use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::harness::container::{Container, Fifos};
-use crate::harness::{Api, Daemon, hang_timeout, scaled};
+use crate::harness::{Api, Daemon, footprint, hang_timeout, scaled};
 use crate::limits::{check, median, of};
 
 /// Servers, of which the median counts.
@@ -18,27 +17,9 @@ const EXECS_AT_A_TIME: usize = 8;
 /// so a tenth of a second after a request, but not twice within half a minute.
 const IDLE: Duration = Duration::from_secs(70);
 
-/// Private memory of a process in kB. Its code is not counted while another server runs.
-fn private_memory(pid: i32) -> u64 {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
-    let rollup = rollup.expect("read smaps_rollup");
-    let mut lines = rollup.lines();
-    let line = lines.find_map(|line| line.strip_prefix("Private_Dirty:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    kilobytes.expect("Private_Dirty in kB")
-}
-
 /// What `measure` gives, once it is not above `limit`, or in vain.
 fn settled(limit: u64, measure: impl Fn() -> u64) -> u64 {
-    let deadline = Instant::now() + scaled(IDLE);
-    loop {
-        let measured = measure();
-        if measured <= limit || Instant::now() > deadline {
-            return measured;
-        }
-        // Nothing announces it: it is looked at again, not too often on a busy machine.
-        let _ = nix::poll::poll(&mut [], 500_u16);
-    }
+    footprint::settled(scaled(IDLE), measure, |measured| *measured <= limit)
 }
 
 /// A container that rests, with stdin, stdout and stderr.
@@ -58,7 +39,8 @@ impl<'d> Sleeper<'d> {
     }
 
     fn memory(&self) -> u64 {
-        private_memory(self.container.shim_pid)
+        // Its code is not counted while another server runs.
+        footprint::rollup(self.container.shim_pid, "Private_Dirty:")
     }
 
     fn end(&self) {

@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 /// its stack keep after a busy time.
 const MARGIN: u64 = 128;
 
+/// How long a server may take to come to rest: it gives memory back, but not twice within half a
+/// minute.
+pub const IDLE: Duration = Duration::from_secs(60);
+
 /// What the server has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footprint {
@@ -21,9 +25,10 @@ pub struct Footprint {
 
 impl Footprint {
     /// That of process `pid`.
-    pub fn of(pid: i32) -> Footprint {
+    fn of(pid: i32) -> Footprint {
         Footprint {
-            memory: anonymous_memory(pid),
+            // What a server costs. Its code may be in a tmpfs, whose pages count as dirty ones.
+            memory: rollup(pid, "Anonymous:"),
             descriptors: entries(pid, "fd").len(),
             threads: entries(pid, "task").len(),
             children: children(pid),
@@ -31,39 +36,60 @@ impl Footprint {
     }
 
     /// Whether it has not grown since `first`.
-    pub fn is_within(&self, first: &Footprint) -> bool {
+    fn is_within(&self, first: &Footprint) -> bool {
         self.memory <= first.memory + MARGIN
             && self.descriptors <= first.descriptors
             && self.threads <= first.threads
             && self.children <= first.children
     }
 
-    /// That of process `pid` once it has one thread, `children`, and nothing of it changes any more;
+    /// That of process `pid` once it has one thread, one child, and nothing of it changes any more;
     /// after `limit` whatever it has.
-    pub fn first(pid: i32, children: usize, limit: Duration) -> Footprint {
+    fn first(pid: i32, limit: Duration) -> Footprint {
         let mut before = Footprint::of(pid);
-        settled(pid, limit, |now| {
-            let is_settled = now.children == children && now.threads == 1 && *now == before;
+        let measure = || Footprint::of(pid);
+        settled(limit, measure, |now| {
+            let is_settled = now.children == 1 && now.threads == 1 && *now == before;
             before = now.clone();
             is_settled
         })
     }
 
     /// That of process `pid` once it is within `first`; after `limit` whatever it has.
-    pub fn last(pid: i32, first: &Footprint, limit: Duration) -> Footprint {
-        settled(pid, limit, |now| now.is_within(first))
+    fn last(pid: i32, first: &Footprint, limit: Duration) -> Footprint {
+        settled(limit, || Footprint::of(pid), |now| now.is_within(first))
     }
 }
 
-/// The footprint when `is_settled`, or when `limit` has passed.
-fn settled(pid: i32, limit: Duration, mut is_settled: impl FnMut(&Footprint) -> bool) -> Footprint {
+/// Fails if server `pid`, whose one child is the init of a container that stays, has more after
+/// `work` than before. It may take `limit` to come to rest. Answers how long the work took.
+#[track_caller]
+pub fn assert_kept(pid: i32, limit: Duration, work: impl FnOnce()) -> Duration {
+    let first = Footprint::first(pid, limit);
+    let begun = Instant::now();
+    work();
+    let took = begun.elapsed();
+    let last = Footprint::last(pid, &first, limit);
+    println!("soak: first {first:?}\nsoak: last  {last:?}");
+    assert_eq!(first.children, 1, "children when idle");
+    assert!(last.is_within(&first), "first {first:?}, last {last:?}");
+    took
+}
+
+/// What `measure` gives when `is_settled`, or when `limit` has passed.
+pub fn settled<T>(
+    limit: Duration,
+    measure: impl Fn() -> T,
+    mut is_settled: impl FnMut(&T) -> bool,
+) -> T {
     let deadline = Instant::now() + limit;
     loop {
-        let now = Footprint::of(pid);
+        let now = measure();
         if is_settled(&now) || Instant::now() > deadline {
             return now;
         }
-        // It goes down as memory is given back, and descriptors are closed: nothing tells.
+        // It goes down as memory is given back, and descriptors are closed: nothing tells. It is
+        // not looked at too often on a busy machine.
         let _ = nix::poll::poll(&mut [], 500_u16);
     }
 }
@@ -74,16 +100,13 @@ pub fn entries(pid: i32, dir: &str) -> Vec<PathBuf> {
     entries.flatten().map(|entry| entry.path()).collect()
 }
 
-/// Memory that is in no file, in kB: what a server costs. Its code may be in a tmpfs, whose pages
-/// count as dirty ones.
-fn anonymous_memory(pid: i32) -> u64 {
+/// A field of `smaps_rollup`, in kB.
+pub fn rollup(pid: i32, field: &str) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
     let rollup = rollup.expect("read smaps_rollup");
-    let line = rollup
-        .lines()
-        .find_map(|line| line.strip_prefix("Anonymous:"));
+    let line = rollup.lines().find_map(|line| line.strip_prefix(field));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    kilobytes.expect("Anonymous in kB")
+    kilobytes.unwrap_or_else(|| panic!("no {field} in kB: {rollup}"))
 }
 
 /// How many children it has, zombies among them.

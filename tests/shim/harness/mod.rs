@@ -15,7 +15,10 @@ pub mod bundle;
 pub mod container;
 pub mod daemon;
 pub mod events;
-#[allow(dead_code, reason = "for `tests/faults` and `tests/daemon`")]
+#[allow(
+    dead_code,
+    reason = "for `tests/faults`, `tests/daemon` and `tests/budget`"
+)]
 pub mod footprint;
 pub mod machine;
 pub mod process;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use crate::local;
 use crate::sandbox::Sandbox;
 use crate::task::Tasks;
 use crate::ttrpc::server::Server;
@@ -90,6 +91,21 @@ impl Lifetime {
             server.close();
         }
         self.end.notify_one();
+    }
+
+    /// As [`Lifetime::end`], once the clients have left: one that sees the end of its connection
+    /// together with an answer may take it for a failure.
+    pub fn end_after_clients(self: &Rc<Self>) {
+        self.is_ending.set(true);
+        let Some(server) = self.server.get().cloned() else {
+            return self.end();
+        };
+        server.close();
+        let lifetime = self.clone();
+        local::spawn(async move {
+            server.deserted(Duration::ZERO).await;
+            lifetime.end();
+        });
     }
 
     /// Waits for [`Lifetime::end`].

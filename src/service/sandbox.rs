@@ -182,7 +182,8 @@ impl SandboxService {
             return Err(Error::not_found(format!("sandbox {}", request.sandbox_id)));
         }
         let removed = self.sandbox.shut_down().await;
-        // If the client has left, or this is an error: `answered` is not called.
+        // At the latest: clients may stay; and `answered` is not called if the client has left, or
+        // this is an error.
         let lifetime = self.lifetime.clone();
         local::spawn(async move {
             cancel.expired().await;
@@ -194,7 +195,7 @@ impl SandboxService {
     /// A call that changed something has succeeded, and its answer is about to be written.
     pub fn answered(&self, call: &Call) {
         if call.method == "ShutdownSandbox" {
-            self.lifetime.end();
+            self.lifetime.end_after_clients();
         }
     }
 
